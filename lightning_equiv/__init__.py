@@ -1,0 +1,68 @@
+"""lightning_equiv: relaxed equivariance for any LightningModule."""
+
+from lightning_equiv.citation import citation
+from lightning_equiv.groups.element import AlgebraElement, GroupElement
+from lightning_equiv.groups.euclidean import E3, SE3
+from lightning_equiv.groups.finite import Cyclic, Dihedral
+from lightning_equiv.groups.group import Group, Product, as_group
+from lightning_equiv.groups.image import Image, VectorField
+from lightning_equiv.groups.notation import as_representation
+from lightning_equiv.groups.permutation import Permutation
+from lightning_equiv.groups.representation import (
+    CartesianTensor,
+    Composed,
+    Custom,
+    Factor,
+    Invariant,
+    IrrepsTensor,
+    Permuted,
+    Point,
+    Representation,
+)
+from lightning_equiv.groups.rotation import O3, SO2, SO3
+from lightning_equiv.groups.symmetry import NodeIndex, Symmetry
+from lightning_equiv.metrics.equivariance_error import EquivarianceError
+from lightning_equiv.metrics.functional import equivariance_error
+from lightning_equiv.metrics.monitor import EquivarianceMonitor
+from lightning_equiv.strategies.group_augmentation import GroupAugmentation
+from lightning_equiv.strategies.remul import REMUL
+from lightning_equiv.strategies.strategy import Strategy
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "E3",
+    "O3",
+    "REMUL",
+    "SE3",
+    "SO2",
+    "SO3",
+    "AlgebraElement",
+    "CartesianTensor",
+    "Composed",
+    "Custom",
+    "Cyclic",
+    "Dihedral",
+    "EquivarianceError",
+    "EquivarianceMonitor",
+    "Factor",
+    "Group",
+    "GroupAugmentation",
+    "GroupElement",
+    "Image",
+    "Invariant",
+    "IrrepsTensor",
+    "NodeIndex",
+    "Permutation",
+    "Permuted",
+    "Point",
+    "Product",
+    "Representation",
+    "Strategy",
+    "Symmetry",
+    "VectorField",
+    "as_group",
+    "as_representation",
+    "citation",
+    "equivariance_error",
+]

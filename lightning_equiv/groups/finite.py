@@ -1,0 +1,123 @@
+"""Rotations and reflections of a regular polygon: the cyclic and the dihedral groups."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_equiv.groups.element import AlgebraElement, GroupElement, element_dtype
+from lightning_equiv.groups.group import Device, Group, register_group
+from lightning_equiv.groups.rotation import rotation_2d
+
+
+@dataclass(frozen=True)
+class PolygonGroup(Group):
+    """What C_n and D_n share: whole-number coordinates modulo `moduli`."""
+
+    n: int
+    space = 2
+    dim = 0
+
+    def __post_init__(self) -> None:
+        if self.n < 1:
+            raise ValueError(f"expected a polygon of at least one corner, got n={self.n}")
+
+    @property
+    @abstractmethod
+    def moduli(self) -> tuple[int, ...]:
+        """How many values each coordinate takes."""
+
+    @property
+    def order(self) -> int:  # type: ignore[override]
+        """N for the cyclic, 2 n for the dihedral group."""
+        return math.prod(self.moduli)
+
+    def draw(self, n: int, generator: torch.Generator | None, device: torch.device) -> tuple[Tensor, ...]:
+        return tuple(torch.randint(m, (n,), generator=generator, device=device) for m in self.moduli)
+
+    def identity(self, n: int = 1, *, device: Device = None, dtype: torch.dtype | None = None) -> GroupElement:
+        return GroupElement(self, tuple(torch.zeros(n, dtype=torch.long, device=device) for _ in self.moduli))
+
+    def elements(self, *, device: Device = None) -> GroupElement:
+        grid = torch.cartesian_prod(*[torch.arange(m, device=device) for m in reversed(self.moduli)])
+        return GroupElement(self, tuple(reversed(grid.reshape(-1, len(self.moduli)).unbind(1))))
+
+    def exp(self, a: AlgebraElement) -> GroupElement:
+        return self.identity(len(a), device=a.device)
+
+    def turn(self, g: GroupElement) -> Tensor:
+        """(m, 2, 2) rotations by 2 pi k / n; exact where the entries are whole numbers."""
+        k = g.coordinates[0]
+        matrix = rotation_2d(2 * torch.pi * k.to(element_dtype(k.device)) / self.n)
+        return torch.where((matrix - matrix.round()).abs() < 1e-6, matrix.round(), matrix)
+
+
+@dataclass(frozen=True)
+class Cyclic(PolygonGroup):
+    """C_n: rotations of the plane by multiples of 2 pi / n. On vectors of three components: about the z axis.
+
+    Args:
+        n: number of rotations.
+
+    Example:
+        >>> Cyclic(4).elements().matrix[1]
+        tensor([[ 0., -1.],
+                [ 1.,  0.]], dtype=torch.float64)
+    """
+
+    @property
+    def moduli(self) -> tuple[int, ...]:
+        return (self.n,)
+
+    def compose(self, g: GroupElement, h: GroupElement) -> GroupElement:
+        return GroupElement(self, ((g.coordinates[0] + h.coordinates[0]) % self.n,))
+
+    def inverse(self, g: GroupElement) -> GroupElement:
+        return GroupElement(self, (-g.coordinates[0] % self.n,))
+
+    def matrix(self, g: GroupElement) -> Tensor:
+        return self.turn(g)
+
+    def __str__(self) -> str:
+        return f"C{self.n}"
+
+
+@dataclass(frozen=True)
+class Dihedral(PolygonGroup):
+    """D_n: the n rotations of C_n and n reflections, r^k s^f with s: y -> -y. 2 n elements.
+
+    Args:
+        n: number of rotations.
+
+    Example:
+        >>> len(Dihedral(4).elements())
+        8
+    """
+
+    @property
+    def moduli(self) -> tuple[int, ...]:
+        return (self.n, 2)
+
+    def compose(self, g: GroupElement, h: GroupElement) -> GroupElement:
+        (k, f), (m, e) = g.coordinates, h.coordinates
+        return GroupElement(self, ((k + (1 - 2 * f) * m) % self.n, (f + e) % 2))  # s r = r^-1 s
+
+    def inverse(self, g: GroupElement) -> GroupElement:
+        k, f = g.coordinates
+        return GroupElement(self, ((2 * f - 1) * k % self.n, f))
+
+    def matrix(self, g: GroupElement) -> Tensor:
+        turn, f = self.turn(g), g.coordinates[1]
+        flip = torch.stack([torch.ones_like(f), 1 - 2 * f], dim=-1)[:, None, :]
+        return turn * flip  # R diag(1, -1)^f
+
+    def __str__(self) -> str:
+        return f"D{self.n}"
+
+
+register_group("C4", r"C(\d+)", Cyclic)
+register_group("D4", r"D(\d+)", Dihedral)

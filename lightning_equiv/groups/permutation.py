@@ -1,0 +1,89 @@
+"""Permutations of n things: the symmetric group S_n."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_equiv.groups.element import AlgebraElement, GroupElement
+from lightning_equiv.groups.group import Device, Group, register_group
+
+_MOST_LISTED = 8
+
+
+@dataclass(frozen=True)
+class Permutation(Group):
+    """S_n: all orderings of n things. An element sends thing i to place permutation[i].
+
+    Args:
+        n: how many things.
+
+    Example:
+        >>> g = Permutation(3).element(torch.tensor([[1, 2, 0]]))
+        >>> (g @ g @ g).permutation
+        tensor([[0, 1, 2]])
+    """
+
+    n: int
+    dim = 0
+
+    def __post_init__(self) -> None:
+        if self.n < 1:
+            raise ValueError(f"expected at least one thing to permute, got n={self.n}")
+
+    @property
+    def order(self) -> int:  # type: ignore[override]
+        """N!"""
+        return math.factorial(self.n)
+
+    def element(self, permutation: Tensor) -> GroupElement:
+        """The elements i -> permutation[..., i], checked.
+
+        Args:
+            permutation: (m, n) or (n,) whole numbers.
+
+        Raises:
+            ValueError: a row that is not an ordering of 0 .. n-1.
+        """
+        whole = not (permutation.is_floating_point() or permutation.is_complex())
+        if permutation.ndim in (1, 2) and permutation.shape[-1] == self.n and len(permutation) and whole:
+            rows = permutation.reshape(-1, self.n).long()
+            if bool((rows.sort(-1).values == torch.arange(self.n, device=rows.device)).all()):
+                return GroupElement(self, (rows,))
+        raise ValueError(
+            f"expected orderings of 0 .. {self.n - 1}, whole numbers of shape ({self.n},) or (m, {self.n}), "
+            f"got {permutation.tolist()}"
+        )
+
+    def draw(self, n: int, generator: torch.Generator | None, device: torch.device) -> tuple[Tensor, ...]:
+        return (torch.rand(n, self.n, generator=generator, device=device, dtype=torch.float64).argsort(-1),)
+
+    def identity(self, n: int = 1, *, device: Device = None, dtype: torch.dtype | None = None) -> GroupElement:
+        return GroupElement(self, (torch.arange(self.n, device=device).repeat(n, 1),))
+
+    def compose(self, g: GroupElement, h: GroupElement) -> GroupElement:
+        return GroupElement(self, (g.coordinates[0].gather(-1, h.coordinates[0]),))  # (g h)(i) = g(h(i))
+
+    def inverse(self, g: GroupElement) -> GroupElement:
+        return GroupElement(self, (g.coordinates[0].argsort(-1),))
+
+    def elements(self, *, device: Device = None) -> GroupElement:
+        if self.n > _MOST_LISTED:
+            raise ValueError(f"{self} has {self.order} elements, too many to list: draw some with `sample(n)` instead")
+        return GroupElement(self, (torch.tensor(list(itertools.permutations(range(self.n))), device=device),))
+
+    def exp(self, a: AlgebraElement) -> GroupElement:
+        return self.identity(len(a), device=a.device)
+
+    def permutation(self, g: GroupElement) -> Tensor:
+        return g.coordinates[0]
+
+    def __str__(self) -> str:
+        return f"S{self.n}"
+
+
+register_group("S5", r"S(\d+)", Permutation)
