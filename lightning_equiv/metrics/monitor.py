@@ -1,0 +1,173 @@
+"""EquivarianceMonitor: the callback that measures and logs the equivariance error during validation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+
+from lightning_equiv.groups.symmetry import Symmetry
+from lightning_equiv.metrics.equivariance_error import EquivarianceError
+from lightning_equiv.metrics.functional import TOTAL, Kind
+from lightning_equiv.wiring.calls import CallRecorder
+from lightning_equiv.wiring.network import find_network
+
+
+class EquivarianceMonitor(L.Callback):
+    r"""Measures how equivariant a network is while it is validated or tested, and logs it.
+
+    The network's calls in the user's own `validation_step` (`test_step`) are remembered; after the step the network is
+    run again on moved inputs, see `EquivarianceError` for the formulas. The value is logged as `name` (validation) and
+    `test_name` (test), so `EarlyStopping(monitor="equivariance_error")` and `ModelCheckpoint` can use it.
+
+    Args:
+        symmetry: says how a group element moves the network's inputs and outputs.
+        network: dotted name of the sub-module that is meant, or "" for the LightningModule itself.
+        num_samples: elements drawn for each input; None takes every element of a finite group.
+        kind: "relative", "absolute", "orbit_mean" or "max".
+        every_n_epochs: measure in every n-th epoch of training.
+        num_batches: how many batches of each validation are measured; None measures all.
+        chunk_size: most inputs in one call of the network, to bound memory.
+        per_irrep: log each part of the output as `name`/part too.
+        needs_grad: the network differentiates inside (conservative forces).
+        seed: of the draws. The same elements are drawn in every validation, so that a curve shows the model's changes.
+        name: what the value is called in the log; "test_" is put in front of it during a test.
+        prog_bar: show it in the progress bar.
+
+    Raises:
+        ValueError: `network` names no sub-module, or is never called in the validation step.
+
+    Example:
+        >>> from lightning_equiv import Symmetry
+        >>> monitor = EquivarianceMonitor(Symmetry("SO(3)", inputs="1o", outputs="1o"), network="net", num_batches=4)
+    """
+
+    def __init__(
+        self,
+        symmetry: Symmetry,
+        network: str = "",
+        *,
+        num_samples: int | None = 8,
+        kind: Kind = "relative",
+        every_n_epochs: int = 1,
+        num_batches: int | None = 8,
+        chunk_size: int | None = None,
+        per_irrep: bool = False,
+        needs_grad: bool = False,
+        seed: int = 0,
+        name: str = "equivariance_error",
+        prog_bar: bool = False,
+    ) -> None:
+        if every_n_epochs < 1:
+            raise ValueError(f"expected every_n_epochs of at least 1, got {every_n_epochs}")
+        self.network, self.name, self.prog_bar = network, name, prog_bar
+        self.every_n_epochs, self.num_batches = every_n_epochs, num_batches
+        self.metric = EquivarianceError(
+            symmetry,
+            num_samples=num_samples,
+            kind=kind,
+            chunk_size=chunk_size,
+            per_irrep=per_irrep,
+            needs_grad=needs_grad,
+            seed=seed,
+        )
+        self._recorder: CallRecorder | None = None
+        self._measured = 0
+
+    # ---- one evaluation ------------------------------------------------------------------------------------------
+    def _start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking and trainer.current_epoch % self.every_n_epochs:
+            return
+        self._finish()
+        self._recorder = CallRecorder(find_network(pl_module, self.network))
+        self.metric.to(pl_module.device).reset()
+
+    def _before_batch(self) -> None:
+        if self._recorder is not None and (self.num_batches is None or self._measured < self.num_batches):
+            self._recorder.start()
+
+    def _after_batch(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._recorder is None or (self.num_batches is not None and self._measured >= self.num_batches):
+            return
+        calls = self._recorder.stop()
+        if self.network == "" and trainer.strategy.model is not pl_module:
+            calls = calls[:-1]  # DDP sends the step itself through the module's forward, and that call ends last
+        if not calls:
+            names = [n for n, _ in pl_module.named_children()]
+            step = "test_step" if trainer.testing else "validation_step"
+            raise ValueError(
+                f"EquivarianceMonitor: network={self.network!r} was not called in `{step}`: name the sub-module that "
+                f"is, one of {names}, and call it (`self.net(x)`, not `self.net.forward(x)`)"
+            )
+        network = find_network(pl_module, self.network)
+        with trainer.precision_plugin.forward_context():
+            for call in calls:
+                self.metric.update(network, *call.args, **call.kwargs)
+        self._measured += 1
+
+    def _log(self, pl_module: L.LightningModule, prefix: str = "") -> None:
+        if self._measured:
+            try:
+                value = self.metric.compute()
+            except ValueError as error:
+                rank_zero_warn(f"EquivarianceMonitor: {error}")
+                value = torch.tensor(float("nan"), device=pl_module.device)
+            errors: dict[str, Tensor] = value if isinstance(value, dict) else {TOTAL: value}
+            for part, error_ in errors.items():
+                name = prefix + (self.name if part == TOTAL else f"{self.name}/{part}")
+                pl_module.log(name, error_, prog_bar=self.prog_bar and part == TOTAL, sync_dist=True)
+        self._finish()
+
+    def _finish(self) -> None:
+        if self._recorder is not None:
+            self._recorder.remove()
+        self._recorder = None
+        self._measured = 0
+
+    # ---- Lightning's hooks ---------------------------------------------------------------------------------------
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """A name that does not exist is said before the first batch."""
+        find_network(pl_module, self.network)
+
+    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take hold of the network."""
+        self._start(trainer, pl_module)
+
+    def on_test_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take hold of the network."""
+        self._start(trainer, pl_module)
+
+    def on_validation_batch_start(self, *_: Any, **__: Any) -> None:
+        """Begin to remember calls."""
+        self._before_batch()
+
+    def on_test_batch_start(self, *_: Any, **__: Any) -> None:
+        """Begin to remember calls."""
+        self._before_batch()
+
+    def on_validation_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any, **__: Any) -> None:
+        """Measure on what the network was called with."""
+        self._after_batch(trainer, pl_module)
+
+    def on_test_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any, **__: Any) -> None:
+        """Measure on what the network was called with."""
+        self._after_batch(trainer, pl_module)
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Log, and let go."""
+        self._log(pl_module)
+
+    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Log, and let go."""
+        self._log(pl_module, prefix="test_")
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Let go."""
+        self._finish()
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Let go."""
+        self._finish()

@@ -1,0 +1,1 @@
+"""How a strategy takes hold of a model, and lets go."""

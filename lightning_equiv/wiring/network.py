@@ -1,0 +1,22 @@
+"""Find the network that a user means, by its dotted name."""
+
+from __future__ import annotations
+
+import difflib
+
+from torch import nn
+
+
+def find_network(module: nn.Module, name: str) -> nn.Module:
+    """The sub-module of that dotted name; "" is the module itself.
+
+    Raises:
+        ValueError: there is none; the nearest names are shown.
+    """
+    named = dict(module.named_modules(remove_duplicate=False))  # one network may have two names
+    if name in named:
+        return named[name]
+    names = [n for n in named if n]
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5) or names[:5]
+    hint = f"the nearest are {near}" if near else "it has no sub-modules"
+    raise ValueError(f"network={name!r} names no sub-module of {type(module).__name__}: {hint}")

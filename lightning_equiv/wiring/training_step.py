@@ -1,0 +1,87 @@
+"""Change the batch before a LightningModule's `training_step` and the loss after it, and give the method back.
+
+The method is wrapped on the instance. Invariant: after the last removal the attribute is what it was before the
+first wrap.
+
+    wrap(a), wrap(b), remove(b), remove(a)    identity, and so in the order remove(a), remove(b): all share one wrapper
+    wrap(a), somebody wraps us, remove(a)     their wrapper stays, ours below it passes everything on
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import lightning as L
+from torch import Tensor
+
+_ENTRIES = "_lightning_equiv_entries"
+
+
+@dataclass(frozen=True, eq=False)
+class StepHooks:
+    """What happens around the user's step.
+
+    Attributes:
+        before: batch -> the batch that the step shall see.
+        after: (batch that the step saw, its loss) -> the loss to train on.
+        done: called as soon as the step has returned, before anything else runs the network.
+    """
+
+    before: Callable[[Any], Any] = lambda batch: batch
+    after: Callable[[Any, Tensor], Tensor] = lambda batch, loss: loss
+    done: Callable[[], None] = lambda: None
+
+
+def wrap_training_step(module: L.LightningModule, hooks: StepHooks) -> Callable[[], None]:
+    """Put `hooks` around `module.training_step`; the function returned takes them away."""
+    entries: list[StepHooks] | None = getattr(module.training_step, _ENTRIES, None)
+    if entries is None:
+        entries = _wrap(module)
+    entries.append(hooks)
+
+    def remove() -> None:
+        entries.remove(hooks)
+        ours: Any = module.__dict__.get("training_step")
+        if not entries and getattr(ours, _ENTRIES, None) is entries and hasattr(ours, "restore"):
+            ours.restore()
+
+    return remove
+
+
+def _wrap(module: L.LightningModule) -> list[StepHooks]:
+    original, own = module.training_step, module.__dict__.get("training_step")
+    entries: list[StepHooks] = []
+
+    @functools.wraps(original)  # Lightning reads the signature to decide whether to pass batch_idx
+    def training_step(*args: Any, **kwargs: Any) -> Any:
+        if not entries:
+            return original(*args, **kwargs)
+        named = "batch" in kwargs
+        batch = kwargs.pop("batch") if named else args[0]
+        for hooks in entries:
+            batch = hooks.before(batch)
+        output = original(batch=batch, **kwargs) if named else original(batch, *args[1:], **kwargs)
+        for hooks in entries:
+            hooks.done()
+        loss = output.get("loss") if isinstance(output, Mapping) else output
+        if not isinstance(loss, Tensor):
+            return output  # None skips the step
+        for hooks in entries:
+            loss = hooks.after(batch, loss)
+        return {**output, "loss": loss} if isinstance(output, Mapping) else loss
+
+    def restore() -> None:
+        if module.__dict__.get("training_step") is not training_step:
+            return  # somebody wrapped ours: theirs stays
+        if own is None:
+            del module.__dict__["training_step"]
+        else:
+            module.__dict__["training_step"] = own
+
+    setattr(training_step, _ENTRIES, entries)
+    training_step.restore = restore  # type: ignore[attr-defined]
+    module.__dict__["training_step"] = training_step
+    return entries
