@@ -1,0 +1,115 @@
+"""Strategy: a callback that takes hold of a model when fit begins and lets go when it ends."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from contextlib import ExitStack
+from typing import Any
+
+import lightning as L
+import torch
+
+from lightning_equiv.groups.group import derived_generator
+
+
+class Strategy(L.Callback):
+    """A Lightning callback with two verbs, `attach` and `detach`; detach undoes attach exactly.
+
+        before = everything about the module
+        strategy.attach(module); ...; strategy.detach()
+        after == before, also when attach or anything between failed
+
+    In a Trainer both happen by themselves: attach when fit begins, detach when it ends or fails. A subclass writes
+    `take_hold`: first find and check everything, then change, and register the undoing of every change.
+
+    Args:
+        name: prefix of what is logged, and what tells two strategies of one kind apart in a checkpoint.
+        seed: of all draws. A draw is a pure function of (seed, rank, epoch, batch): a resumed run draws what the
+            uninterrupted one would have, and an optimizer that calls a step many times sees one draw.
+
+    Attributes:
+        changes_loss: whether it needs automatic optimisation.
+    """
+
+    changes_loss: bool = False
+
+    def __init__(self, *, name: str, seed: int = 0) -> None:
+        self.name, self.seed = name, seed
+        self._undo: ExitStack | None = None
+        self._place: tuple[int, int] | None = None
+        self._count = 0
+
+    @abstractmethod
+    def take_hold(self, module: L.LightningModule, undo: ExitStack) -> None:
+        """Find, check, then change; `undo.callback(...)` for every change."""
+
+    def attach(self, module: L.LightningModule) -> None:
+        """Take hold of a module; the Trainer's callbacks call it, a hand-written loop calls it itself.
+
+        Raises:
+            RuntimeError: attached already, or manual optimisation with a strategy that changes the loss.
+        """
+        if self._undo is not None:
+            raise RuntimeError(
+                f"{type(self).__name__} holds a module already: `detach()` it first, or make a second one"
+            )
+        if self.changes_loss and not module.automatic_optimization:
+            raise RuntimeError(
+                f"{type(self).__name__} adds to the loss that `training_step` returns, which manual "
+                "optimisation ignores: set `automatic_optimization = True`, or compute the term in your step with "
+                "`lightning_equiv.metrics.functional.compare` and add it to the loss that you pass to `manual_backward`"
+            )
+        with ExitStack() as undo:
+            self.take_hold(module, undo)
+            self._undo = undo.pop_all()
+
+    def detach(self) -> None:
+        """Let go of the module; nothing happens where nothing is held."""
+        undo, self._undo, self._place = self._undo, None, None
+        if undo is not None:
+            undo.close()
+
+    def generator(self) -> torch.Generator:
+        """A generator for the draws of this batch."""
+        rank = (
+            torch.distributed.get_rank()
+            if torch.distributed.is_available() and torch.distributed.is_initialized()
+            else 0
+        )
+        if self._place is None:  # a loop without a Trainer
+            self._count += 1
+        return derived_generator(type(self).__name__, self.name, self.seed, rank, self._place or self._count)
+
+    def log_values(self, module: L.LightningModule, values: dict[str, Any], batch_size: int) -> None:
+        """Log values under this strategy's name, inside `training_step`."""
+        if module._trainer is not None:
+            module.log_dict({f"{self.name}/{key}": value for key, value in values.items()}, batch_size=batch_size)
+
+    @property
+    def state_key(self) -> str:
+        """What tells this strategy from another in a checkpoint."""
+        return self._generate_state_key(name=self.name)
+
+    # ---- Lightning's hooks ---------------------------------------------------------------------------------------
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Attach: lazily built networks exist by now."""
+        if self._undo is None:
+            self.attach(pl_module)
+
+    def on_train_batch_start(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Remember where in the run we are, for the draws."""
+        self._place = (trainer.current_epoch, batch_idx)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        """Detach."""
+        self.detach()
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Detach."""
+        self.detach()
