@@ -1,0 +1,158 @@
+"""A LightningDataModule over tensors in memory, with epochs as long as wanted."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+Samples = dict[str, Tensor]
+
+
+def check_at_least(least: int, **sizes: int) -> None:
+    """Refuse, by its name, a size below the least."""
+    for name, size in sizes.items():
+        if size < least:
+            raise ValueError(f"{name} must be at least {least}, got {size}.")
+
+
+class InMemoryDataModule(L.LightningDataModule):
+    """Loaders over samples held in memory; a subclass says how a split is drawn and which tests there are.
+
+    Serving a batch is one indexing, not a Python collation of its rows.
+
+    Args:
+        train_size: Number of training samples.
+        val_size: Number of validation samples.
+        test_size: Number of samples of each test set.
+        batch_size: Training batch, of each process.
+        eval_batch_size: Validation and test batch.
+        steps_per_epoch: Make an epoch this many batches long, going through the samples as often as that takes
+            (each equally often, up to one). None is one pass, the last batch being what is left.
+        seed: Seed of the samples and of the order of batches. Outside a Trainer call
+            ``loader.sampler.set_epoch(epoch)`` for a new order.
+        num_workers: Processes that cut batches; 0 is the fastest.
+
+    Raises:
+        ValueError: When a size is less than 1.
+    """
+
+    test_names: tuple[str, ...]
+
+    def __init__(
+        self,
+        *,
+        train_size: int,
+        val_size: int,
+        test_size: int,
+        batch_size: int,
+        eval_batch_size: int,
+        steps_per_epoch: int | None,
+        seed: int,
+        num_workers: int,
+    ) -> None:
+        super().__init__()
+        check_at_least(1, train_size=train_size, val_size=val_size, test_size=test_size)
+        check_at_least(1, batch_size=batch_size, eval_batch_size=eval_batch_size)
+        if steps_per_epoch is not None:
+            check_at_least(1, steps_per_epoch=steps_per_epoch)
+        self.train_size, self.val_size, self.test_size = train_size, val_size, test_size
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.steps_per_epoch = steps_per_epoch
+        self.seed = seed
+        self.num_workers = num_workers
+        self._splits: dict[str, Samples] = {}
+
+    @abstractmethod
+    def _draw(self, split: str, seed: int) -> Samples:
+        """Draw the samples of one split: "train", "val" or one of `test_names`."""
+
+    def samples(self, split: str) -> Samples:
+        """Return all samples of a split, drawn on first use.
+
+        Args:
+            split: "train", "val" or one of `test_names`.
+
+        Returns:
+            The tensors the loaders of this split cut their batches from.
+
+        Raises:
+            ValueError: When there is no such split.
+        """
+        splits = ("train", "val", *self.test_names)
+        if split not in splits:
+            raise ValueError(f"expected one of {splits}, got {split!r}.")
+        if split not in self._splits:
+            # one stream of numbers a split
+            seeds = torch.randint(2**31, (len(splits),), generator=torch.Generator().manual_seed(self.seed))
+            self._splits[split] = self._draw(split, int(seeds[splits.index(split)]))
+        return self._splits[split]
+
+    def setup(self, stage: str) -> None:
+        """Draw what the stage needs.
+
+        Args:
+            stage: "fit", "validate", "test" or "predict".
+        """
+        needed = {"fit": ("train", "val"), "validate": ("val",), "test": self.test_names}
+        for split in needed.get(stage, ()):
+            self.samples(split)
+
+    def train_dataloader(self) -> DataLoader[Samples]:
+        """Return shuffled batches, their order a function of (seed, epoch) only."""
+        world_size, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        length = None if self.steps_per_epoch is None else self.steps_per_epoch * self.batch_size * world_size
+        rows = _Rows(self.samples("train"), length)
+        # Lightning calls `set_epoch` on this sampler and leaves it in place when several processes train
+        sampler: DistributedSampler[Samples] = DistributedSampler(rows, world_size, rank, shuffle=True, seed=self.seed)
+        return self._loader(rows, self.batch_size, sampler)
+
+    def val_dataloader(self) -> DataLoader[Samples]:
+        """Return the validation batches in order."""
+        return self._loader(_Rows(self.samples("val")), self.eval_batch_size)
+
+    def test_dataloader(self) -> list[DataLoader[Samples]]:
+        """Return one loader for each of `test_names`."""
+        return [self._loader(_Rows(self.samples(name)), self.eval_batch_size) for name in self.test_names]
+
+    def _loader(
+        self, rows: _Rows, batch_size: int, sampler: DistributedSampler[Samples] | None = None
+    ) -> DataLoader[Samples]:
+        # without a generator of its own a loader draws from the global one whenever it is iterated
+        generator = torch.Generator().manual_seed(self.seed)
+        return DataLoader(
+            rows,
+            batch_size,
+            sampler=sampler,
+            num_workers=self.num_workers,
+            collate_fn=_unchanged,
+            generator=generator,
+        )
+
+
+class _Rows(Dataset[Samples]):
+    """Rows of tensors of equal length; a whole batch of rows is one indexing. A longer length goes round again."""
+
+    def __init__(self, samples: Samples, length: int | None = None) -> None:
+        self.samples = samples
+        self.num_rows = len(next(iter(samples.values())))
+        self.length = self.num_rows if length is None else length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> Samples:
+        return {name: tensor[index % self.num_rows] for name, tensor in self.samples.items()}
+
+    def __getitems__(self, indices: Sequence[int]) -> Samples:
+        # torch's loader calls this with the indices of a batch
+        rows = torch.tensor(indices) % self.num_rows
+        return {name: tensor[rows] for name, tensor in self.samples.items()}
+
+
+def _unchanged(batch: object) -> object:
+    return batch
