@@ -9,8 +9,6 @@ from torch import Tensor
 
 from lightning_equiv.groups.group import Group
 
-_reduced = (torch.float16, torch.bfloat16)
-
 
 def apply_matrix(matrix: Tensor, x: Tensor, dim: int = -1, translation: Tensor | None = None) -> Tensor:
     """M x + t along one dimension.
@@ -22,7 +20,7 @@ def apply_matrix(matrix: Tensor, x: Tensor, dim: int = -1, translation: Tensor |
         translation: (n, d), or (1, d).
 
     Returns:
-        Of the shape, device and dtype of x; reckoned in float32 at least, rounded once.
+        Of the shape, device and dtype of x; reckoned in true float32 at least, rounded once.
 
     Raises:
         ValueError: x is not floating point, or has another number of rows.
@@ -31,7 +29,7 @@ def apply_matrix(matrix: Tensor, x: Tensor, dim: int = -1, translation: Tensor |
         raise ValueError(f"expected floating point numbers to move, got {x.dtype}: write x.float()")
     if len(matrix) not in (1, len(x)):
         raise ValueError(f"expected 1 or {len(x)} group elements for {len(x)} rows, got {len(matrix)}")
-    work = torch.float32 if x.dtype in _reduced else x.dtype
+    work = product_dtype(x.dtype)
     with torch.autocast(x.device.type, enabled=False):
         matrix = matrix.to(device=x.device, dtype=work)
         rows = x.to(work).movedim(dim, -1)
@@ -57,3 +55,19 @@ def check_vectors(representation: object, group: Group, shape: torch.Size, dim: 
     """ValueError unless a tensor of `shape` has components along `dim` that the matrices of `group` can move."""
     fits = group.space is not None and -len(shape) < dim < len(shape) and shape[dim] == group.space
     check_dim(representation, shape, dim, group.space if fits and group.space else 3)
+
+
+def _matmul_is_exact() -> bool:
+    """Whether float32 matmuls are done in float32."""
+    try:
+        return torch.get_float32_matmul_precision() == "highest"
+    except RuntimeError:  # set for one backend, by the newer settings, which this question does not cover
+        return False
+
+
+torch.compiler.assume_constant_result(_matmul_is_exact)
+
+
+def product_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Where a product is taken: float64 where float32 would be TF32 or bfloat16 (errors of 1e-3 and 2e-2)."""
+    return torch.float64 if dtype == torch.float64 or not _matmul_is_exact() else torch.float32

@@ -111,6 +111,10 @@ class E3(EuclideanGroup):
 
     reflections = True
 
+    def generators(self, *, device: Device = None) -> GroupElement:
+        matrix, translation = self.identity(device=device).coordinates
+        return GroupElement(self, (-matrix, translation))
+
     def __str__(self) -> str:
         return "E(3)"
 

@@ -46,6 +46,10 @@ class PolygonGroup(Group):
         grid = torch.cartesian_prod(*[torch.arange(m, device=device) for m in reversed(self.moduli)])
         return GroupElement(self, tuple(reversed(grid.reshape(-1, len(self.moduli)).unbind(1))))
 
+    def generators(self, *, device: Device = None) -> GroupElement:
+        columns = torch.eye(len(self.moduli), dtype=torch.long, device=device).unbind(1)  # one step of one coordinate
+        return GroupElement(self, tuple(c % m for c, m in zip(columns, self.moduli, strict=True)))
+
     def exp(self, a: AlgebraElement) -> GroupElement:
         return self.identity(len(a), device=a.device)
 

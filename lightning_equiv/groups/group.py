@@ -124,6 +124,14 @@ class Group(ABC):
         """
         raise ValueError(f"{self} has infinitely many elements: draw some with `sample(n)` instead")
 
+    def generators(self, *, device: Device = None) -> GroupElement:
+        """Elements that generate the group together with what is connected to the identity.
+
+        None for a connected group; the inversion for O(3); a turn (and a flip) for a polygon. What commutes with the
+        algebra and with these commutes with the group.
+        """
+        return self.identity(0, device=device)
+
     def algebra(self, *, device: Device = None, dtype: torch.dtype | None = None) -> AlgebraElement:
         """The standard basis of the Lie algebra: `dim` elements, none for a finite group."""
         return AlgebraElement(self, (torch.eye(self.dim, device=device, dtype=dtype or element_dtype(device)),))
@@ -206,6 +214,15 @@ class Product(Group):
         lists = [f.elements(device=device) for f in self.factors]
         grid = torch.cartesian_prod(*[torch.arange(len(e), device=device) for e in lists]).reshape(-1, len(lists))
         return self._join([e[index] for e, index in zip(lists, grid.unbind(1), strict=True)])
+
+    def generators(self, *, device: Device = None) -> GroupElement:
+        found = []
+        for i, factor in enumerate(self.factors):
+            own = factor.generators(device=device)
+            parts = [f.identity(len(own), device=device) for f in self.factors]
+            parts[i] = own
+            found.append(self._join(parts))
+        return GroupElement(self, tuple(torch.cat(c) for c in zip(*(g.coordinates for g in found), strict=True)))
 
     def matrix(self, g: GroupElement) -> Tensor | None:
         part = self._the_one_with_space()

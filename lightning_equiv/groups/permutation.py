@@ -76,6 +76,13 @@ class Permutation(Group):
             raise ValueError(f"{self} has {self.order} elements, too many to list: draw some with `sample(n)` instead")
         return GroupElement(self, (torch.tensor(list(itertools.permutations(range(self.n))), device=device),))
 
+    def generators(self, *, device: Device = None) -> GroupElement:
+        """A cycle through all places, and the exchange of the first two."""
+        places = torch.arange(self.n, device=device)
+        exchange = places.clone()
+        exchange[:2] = exchange[:2].flip(0)
+        return GroupElement(self, (torch.stack([places.roll(-1), exchange]),))
+
     def exp(self, a: AlgebraElement) -> GroupElement:
         return self.identity(len(a), device=a.device)
 

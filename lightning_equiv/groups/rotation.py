@@ -101,6 +101,9 @@ class O3(OrthogonalGroup):
     space = 3
     reflections = True
 
+    def generators(self, *, device: Device = None) -> GroupElement:
+        return GroupElement(self, (-self.identity(device=device).matrix,))
+
     def __str__(self) -> str:
         return "O(3)"
 

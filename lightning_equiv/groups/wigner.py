@@ -25,6 +25,8 @@ import torch
 from e3nn import o3
 from torch import Tensor
 
+from lightning_equiv.groups.action import product_dtype
+
 _PRODUCT_DEGREE = (
     3  # up to here one matmul on all products beats the two-sided form: 3 x faster at l = 2, even at l = 3
 )
@@ -216,7 +218,7 @@ def _multiply(matrices: Tensor, x: Tensor, mul: int, dim: int) -> Tensor:
     """y[b, .., u i, ..] = sum_j matrices[b, i, j] x[b, .., u j, ..], in x's dtype, rounded once."""
     size = matrices.shape[-1]
     before, after = mul * math.prod(x.shape[1:dim]), math.prod(x.shape[dim + 1 :])
-    matrices, wide = matrices.to(_product_dtype(x.dtype)), x.to(_product_dtype(x.dtype))
+    matrices, wide = matrices.to(product_dtype(x.dtype)), x.to(product_dtype(x.dtype))
     if after == 1:
         # Batched matmul of the raw block: on the CPU 4 x faster than sums over strided components, 20 x than an einsum.
         rows = wide.reshape(x.shape[0], before, size)
@@ -338,22 +340,6 @@ def _check_degree(degree: int) -> None:
 
 def _widest(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64  # mps has no float64
-
-
-def _matmul_is_exact() -> bool:
-    """Whether float32 matmuls are done in float32."""
-    try:
-        return torch.get_float32_matmul_precision() == "highest"
-    except RuntimeError:  # set for one backend, by the newer settings, which this question does not cover
-        return False
-
-
-torch.compiler.assume_constant_result(_matmul_is_exact)
-
-
-def _product_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Where a product is taken: float64 where float32 would be TF32 or bfloat16 (errors of 1e-3 and 2e-2)."""
-    return torch.float64 if dtype == torch.float64 or not _matmul_is_exact() else torch.float32
 
 
 def _outside_autocast(device: torch.device) -> AbstractContextManager[object]:

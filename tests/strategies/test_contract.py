@@ -1,0 +1,404 @@
+"""What every strategy must satisfy, over one table of cases.
+
+The twin of a case is the same training written by hand: rotation matrices and two lines in `training_step`, no
+strategy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from torch import Tensor, nn
+
+import lightning_equiv
+from lightning_equiv import REMUL, GroupAugmentation, Strategy
+from tests.strategies.toys import (
+    SYMMETRY,
+    Plain,
+    SavesPerRank,
+    loader,
+    make_net,
+    rotations,
+    snapshot,
+    trainer,
+    weights,
+)
+
+mse, l1 = nn.functional.mse_loss, nn.functional.l1_loss
+HandWritten = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A strategy, and the same training written by hand.
+
+    Attributes:
+        make: a fresh strategy.
+        twin: the module written by hand.
+        by_hand: for strategies of the loss: the loss of a step, (net, x, y, rotations R) -> loss.
+        key: what the strategy's draws depend on.
+        num_samples: rotations drawn for each input.
+        adds_parameters: whether weights of its own are trained.
+    """
+
+    make: Callable[[], Strategy]
+    twin: Callable[[Case], Plain]
+    by_hand: HandWritten | None = None
+    key: tuple[Any, ...] = ()
+    num_samples: int = 1
+    adds_parameters: bool = False
+
+
+class ByHand(Plain):
+    """The twin of a strategy of the loss."""
+
+    def __init__(self, case: Case, net: nn.Module | None = None) -> None:
+        super().__init__(net)
+        self.case = case
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        x, y = batch
+        place = (self.current_epoch, batch_idx)
+        R = rotations(self.case.num_samples * len(x), *self.case.key, 0, self.global_rank, place)
+        assert self.case.by_hand is not None
+        return self.case.by_hand(self.net, x, y, R)
+
+
+def turn(R: Tensor, x: Tensor) -> Tensor:
+    return torch.einsum("nij,nj->ni", R.to(x), x)
+
+
+CASES = {
+    "remul, label-anchored": Case(
+        lambda: REMUL(SYMMETRY, "net", weight=2.0, target=1),
+        ByHand,
+        lambda net, x, y, R: mse(net(x), y) + 2.0 * mse(net(turn(R, x)), turn(R, y)),
+        ("REMUL", "remul"),
+    ),
+    "remul, prediction-anchored": Case(
+        lambda: REMUL(SYMMETRY, "net", weight=0.5),
+        ByHand,
+        lambda net, x, y, R: mse(net(x), y) + 0.5 * mse(net(turn(R, x)), turn(R, net(x))),
+        ("REMUL", "remul"),
+    ),
+    "remul, detached": Case(
+        lambda: REMUL(SYMMETRY, "net", detach_target=True),
+        ByHand,
+        lambda net, x, y, R: mse(net(x), y) + mse(net(turn(R, x)), turn(R, net(x).detach())),
+        ("REMUL", "remul"),
+    ),
+    "remul, l1, three samples": Case(
+        lambda: REMUL(SYMMETRY, "net", target=1, loss="l1", num_samples=3),
+        ByHand,
+        lambda net, x, y, R: (
+            mse(net(x), y)
+            + sum(l1(net(turn(r, x)), turn(r, y)) for r in R.unflatten(0, (3, -1))) / 3  # a loop over the samples
+        ),
+        ("REMUL", "remul"),
+        num_samples=3,
+    ),
+    "augmentation": Case(
+        lambda: GroupAugmentation(SYMMETRY),
+        ByHand,
+        lambda net, x, y, R: mse(net(turn(R, x)), turn(R, y)),
+        ("GroupAugmentation", "group_augmentation"),
+    ),
+}
+
+
+def test_every_strategy_has_a_case() -> None:
+    public = {
+        cls
+        for cls in vars(lightning_equiv).values()
+        if isinstance(cls, type) and issubclass(cls, Strategy) and cls is not Strategy
+    }
+    assert public == {type(case.make()) for case in CASES.values()}
+
+
+ROWS: dict[str, dict[str, Any]] = {
+    "float32": {},
+    "64-true": {"precision": "64-true"},
+    "bf16-true": {"precision": "bf16-true"},
+    "bf16-mixed": {"precision": "bf16-mixed"},
+    "clipped by norm": {"gradient_clip_val": 0.05},
+    "clipped by value": {"gradient_clip_val": 0.01, "gradient_clip_algorithm": "value"},
+    "accumulated, ragged": {"accumulate_grad_batches": 4},
+}
+TOLERANCE = {"64-true": 1e-12, "bf16-true": 5e-2, "bf16-mixed": 2e-2}
+
+
+@pytest.mark.parametrize("row", ROWS)
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_trains_as_the_loss_written_by_hand(case: Case, row: str) -> None:
+    dtype = torch.float64 if row == "64-true" else torch.float32
+    modules = Plain(), case.twin(case)
+    for module, callbacks in zip(modules, ([case.make()], []), strict=True):
+        trainer(*callbacks, max_epochs=2, **ROWS[row]).fit(module, loader(dtype=dtype))
+    ours, twin, start = weights(modules[0]), weights(modules[1]), weights(Plain())
+    assert (ours - start).abs().max() > 1e-3, "nothing was trained"
+    distance = (ours - twin).abs().max() / (twin - start).abs().max()
+    assert distance < TOLERANCE.get(row, 1e-5)
+
+
+DISTRIBUTED: dict[str, dict[str, Any]] = {
+    "ddp": {},
+    "ddp, accumulated": {"accumulate_grad_batches": 2},
+    "ddp, static_graph": {"static_graph": True},
+    "ddp, find_unused_parameters": {"find_unused_parameters": True},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", DISTRIBUTED)
+@pytest.mark.parametrize("name", ["remul, label-anchored", "remul, prediction-anchored", "augmentation"])
+def test_trains_as_the_loss_written_by_hand_on_two_processes(name: str, row: str, tmp_path: Any) -> None:
+    from lightning.pytorch.strategies import DDPStrategy
+
+    case, options = CASES[name], dict(DISTRIBUTED[row])
+    accumulate = options.pop("accumulate_grad_batches", 1)
+    saved = []
+    for i, (module, callbacks) in enumerate([(Plain(), [case.make()]), (case.twin(case), [])]):
+        folder = tmp_path / str(i)
+        folder.mkdir()
+        ddp = DDPStrategy(start_method="fork", process_group_backend="gloo", **options)
+        trainer(*callbacks, SavesPerRank(folder), strategy=ddp, devices=2, accumulate_grad_batches=accumulate).fit(
+            module, loader()
+        )
+        saved.append([torch.load(folder / f"{rank}.pt") for rank in (0, 1)])
+    for key, value in saved[0][0].items():
+        assert torch.equal(value, saved[0][1][key]), "the ranks drifted apart"
+        torch.testing.assert_close(value, saved[1][0][key], rtol=1e-5, atol=1e-6)
+    assert not torch.equal(saved[0][0]["net.0.weight"], make_net()[0].weight)
+
+
+# dynamo looks at .grad of what the network returned, and mutes the warning in a way that an error filter overrules
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.parametrize("how", ["net.compile()", "torch.compile(net)"])
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_trains_a_compiled_network(case: Case, how: str) -> None:
+    torch._dynamo.reset()
+    net = make_net()
+    if how == "net.compile()":
+        net.compile(backend="aot_eager")
+    else:
+        net = torch.compile(net, backend="aot_eager", fullgraph=True)
+    ours, twin = Plain(net), case.twin(case)
+    trainer(case.make()).fit(ours, loader())
+    trainer().fit(twin, loader())
+    torch.testing.assert_close(weights(ours), weights(twin), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_attach_then_detach_is_the_identity(case: Case) -> None:
+    module, strategy = Plain(), case.make()
+    trainer().fit(module, loader())  # what Lightning itself leaves on a module is there now
+    before, step = snapshot(module), module.training_step
+    strategy.attach(module)
+    assert snapshot(module) != before
+    with pytest.raises(RuntimeError, match="already"):
+        strategy.attach(module)
+    strategy.detach()
+    assert snapshot(module) == before
+    assert module.training_step == step
+    strategy.detach()  # nothing is held: nothing happens
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_a_loop_without_a_trainer(case: Case) -> None:
+    module, strategy = Plain(), case.make()
+    module.log = lambda *_, **__: None  # type: ignore[method-assign]
+    strategy.attach(module)
+    batch = next(iter(loader()))
+    losses = [module.training_step(batch, 0) for _ in range(3)]
+    losses[0].backward()
+    strategy.detach()
+    assert len({loss.item() for loss in losses}) == 3, "every step draws anew"
+    twin = ByHand(case)
+    R = rotations(case.num_samples * 4, *case.key, 0, 0, 1)
+    torch.testing.assert_close(losses[0], case.by_hand(twin.net, *batch, R))
+    torch.testing.assert_close(module.training_step(batch, 0), mse(module.net(batch[0]), batch[1]))
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_gone_after_fit_and_several_fits_in_a_row(case: Case) -> None:
+    module, strategy = Plain(), case.make()
+    trainer().fit(module, loader())
+    before = snapshot(module)
+    for _ in range(2):
+        trainer(strategy).fit(module, loader(), loader())
+        assert snapshot(module) == before
+
+
+class Fails(Plain):
+    """Raises in the third step."""
+
+    error: type[BaseException] = RuntimeError
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        if batch_idx == 2:
+            raise self.error("the user's own")
+        return super().training_step(batch, batch_idx)
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_gone_after_an_exception(case: Case) -> None:
+    module = Fails()
+    before = snapshot(module)
+    strategy = case.make()
+    with pytest.raises(RuntimeError, match="the user's own"):
+        trainer(strategy).fit(module, loader())
+    assert snapshot(module) == before
+    trainer(strategy).fit(Plain(), loader())  # the strategy is free again
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_a_failed_attach_leaves_nothing(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, strategy = Plain(), case.make()
+    before = snapshot(module)
+    take_hold = strategy.take_hold
+
+    def half_way(module: L.LightningModule, undo: Any) -> None:
+        take_hold(module, undo)
+        raise ValueError("half-way")
+
+    monkeypatch.setattr(strategy, "take_hold", half_way)
+    with pytest.raises(ValueError, match="half-way"):
+        strategy.attach(module)
+    assert snapshot(module) == before
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_another_wrapper_on_top_stays(case: Case) -> None:
+    module, first, second = Plain(), case.make(), case.make()
+    first.attach(module)
+    ours = module.training_step
+    theirs = lambda batch, batch_idx: ours(batch, batch_idx)  # noqa: E731
+    module.training_step = theirs  # type: ignore[method-assign]
+    second.attach(module)
+    second.detach()
+    assert module.training_step is theirs
+    first.detach()
+    assert module.training_step is theirs
+    module.log = lambda *_, **__: None  # type: ignore[method-assign]
+    batch = next(iter(loader()))
+    torch.testing.assert_close(module.training_step(batch, 0), mse(module.net(batch[0]), batch[1]))
+
+
+@pytest.mark.parametrize("first", ["attached first", "attached last"])
+def test_two_strategies_in_either_order(first: str) -> None:
+    def train(*strategies: Strategy) -> Tensor:
+        module = Plain()
+        trainer(*strategies).fit(module, loader())
+        assert "training_step" not in module.__dict__
+        return weights(module)
+
+    remul, augmentation = CASES["remul, label-anchored"].make, CASES["augmentation"].make
+    pair = [remul(), augmentation()]
+    both = train(*pair) if first == "attached first" else train(*reversed(pair))
+
+    class BothByHand(Plain):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            x, y = batch
+            place = (self.current_epoch, batch_idx)
+            S = rotations(len(x), "GroupAugmentation", "group_augmentation", 0, 0, place)
+            R = rotations(len(x), "REMUL", "remul", 0, 0, place)
+            return CASES["remul, label-anchored"].by_hand(self.net, turn(S, x), turn(S, y), R)
+
+    twin = BothByHand()
+    trainer().fit(twin, loader())
+    torch.testing.assert_close(both, weights(twin), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", [*CASES, "remul, gradnorm"])
+def test_resumes_bit_for_bit_and_the_checkpoint_loads_without_us(name: str, tmp_path: Any) -> None:
+    make = CASES[name].make if name in CASES else lambda: REMUL(SYMMETRY, "net", balance="gradnorm", gradnorm_lr=0.2)
+
+    def fit(epochs: int, *callbacks: L.Callback, ckpt_path: str | None = None) -> L.LightningModule:
+        module = Plain()
+        save = ModelCheckpoint(tmp_path, filename=f"{{epoch}}-{epochs}", save_top_k=-1, every_n_epochs=2)
+        trainer(*callbacks, save, max_epochs=epochs, enable_checkpointing=True, accumulate_grad_batches=2).fit(
+            module, loader(), ckpt_path=ckpt_path
+        )
+        return module
+
+    whole = fit(4, make())
+    fit(2, make())
+    path = tmp_path / "epoch=1-2.ckpt"
+    assert torch.equal(weights(fit(4, make(), ckpt_path=str(path))), weights(whole))
+    saved = torch.load(path, weights_only=True)
+    assert list(saved["state_dict"]) == list(Plain().state_dict())
+    if name == "remul, gradnorm":  # only this one has a state to leave behind
+        with pytest.warns(UserWarning, match="callbacks used to create the checkpoint"):
+            alone = fit(3, ckpt_path=str(path))
+    else:
+        alone = fit(3, ckpt_path=str(path))
+    assert torch.isfinite(weights(alone)).all()
+
+
+@pytest.mark.parametrize("order", ["average first", "average last"])
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_weight_averaging_in_either_order(case: Case, order: str) -> None:
+    modules = []
+    for module, strategies in ((Plain(), [case.make()]), (case.twin(case), [])):
+        average = EMAWeightAveraging(decay=0.9)
+        trainer(*([average, *strategies] if order == "average first" else [*strategies, average])).fit(module, loader())
+        modules.append(module)
+    torch.testing.assert_close(weights(modules[0]), weights(modules[1]), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@pytest.mark.parametrize("hook", ["configure_model", "setup"])
+def test_a_network_that_is_built_late(case: Case, hook: str) -> None:
+    class Late(Plain):
+        def __init__(self) -> None:
+            super().__init__()
+            del self.net
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return super().configure_optimizers()
+
+    def build(self: Late, *_: Any, **__: Any) -> None:
+        if not hasattr(self, "net"):
+            self.net = make_net()
+
+    setattr(Late, hook, build)
+    late, twin = Late(), case.twin(case)
+    trainer(case.make()).fit(late, loader())
+    trainer().fit(twin, loader())
+    torch.testing.assert_close(weights(late), weights(twin), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_an_optimizer_that_calls_the_step_many_times_sees_one_draw(case: Case) -> None:
+    def lbfgs(self: Plain) -> torch.optim.Optimizer:
+        return torch.optim.LBFGS(self.parameters(), lr=0.05, max_iter=3)
+
+    pair = []
+    for module, callbacks in ((Plain(), [case.make()]), (case.twin(case), [])):
+        module.configure_optimizers = lbfgs.__get__(module)  # type: ignore[method-assign]
+        trainer(*callbacks).fit(module, loader())
+        pair.append(weights(module))
+    torch.testing.assert_close(*pair, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_the_users_own_logs_and_random_numbers_are_left_alone(case: Case) -> None:
+    if not isinstance(case.make(), REMUL):
+        pytest.skip("augmentation changes what the user's step sees")
+
+    def fit(*callbacks: L.Callback) -> tuple[float, Tensor]:
+        torch.manual_seed(3)
+        module = Plain(lr=0.0)
+        run = trainer(*callbacks)
+        run.fit(module, loader())
+        return float(run.callback_metrics["user_loss"]), torch.get_rng_state()
+
+    (logged, state), (logged_alone, state_alone) = fit(case.make()), fit()
+    assert logged == pytest.approx(logged_alone, rel=1e-6)
+    assert torch.equal(state, state_alone)

@@ -1,0 +1,118 @@
+"""Small models and data that the strategy tests share; nothing in them knows of a symmetry."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from lightning_equiv import SO3, Symmetry
+
+SYMMETRY = Symmetry("SO(3)", inputs="1o", outputs="1o", batch=("1o", "1o"))
+LR = 0.05
+
+
+class Rows(Dataset):
+    """(x, y) pairs of vectors, y = |x| x with a push along z, in a fixed order."""
+
+    def __init__(self, n: int = 22, dtype: torch.dtype = torch.float32) -> None:
+        x = torch.randn(n, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        self.x, self.y = x.to(dtype), (x * x.norm(dim=-1, keepdim=True) + torch.tensor([0, 0, 0.3])).to(dtype)
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
+        return self.x[i], self.y[i]
+
+
+def loader(n: int = 22, batch_size: int = 4, dtype: torch.dtype = torch.float32) -> DataLoader:
+    """Six batches, the last one ragged."""
+    return DataLoader(Rows(n, dtype), batch_size)
+
+
+def make_net(seed: int = 0) -> nn.Module:
+    """An MLP on vectors, the same every time."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Linear(3, 16), nn.Tanh(), nn.Linear(16, 3))
+
+
+class Plain(L.LightningModule):
+    """A user's regression; `net` is the network whose symmetry is meant."""
+
+    def __init__(self, net: nn.Module | None = None, lr: float = LR) -> None:
+        super().__init__()
+        self.net, self.lr = net if net is not None else make_net(), lr
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        x, y = batch
+        loss = nn.functional.mse_loss(self.net(x), y)
+        self.log("user_loss", loss, on_epoch=True, on_step=False, sync_dist=True)
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        x, y = batch
+        self.log("val_loss", nn.functional.mse_loss(self.net(x), y))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=self.lr)
+
+
+class SavesPerRank(L.Callback):
+    """Writes the weights of every rank when training ends."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        torch.save(pl_module.state_dict(), self.folder / f"{trainer.global_rank}.pt")
+
+
+def trainer(*callbacks: L.Callback, **kwargs: Any) -> L.Trainer:
+    """A quiet Trainer on the CPU for one epoch."""
+    defaults = dict(
+        max_epochs=1,
+        accelerator="cpu",
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    return L.Trainer(callbacks=list(callbacks), **{**defaults, **kwargs})
+
+
+def rotations(n: int, *key: Any) -> Tensor:
+    """(n, 3, 3) the rotations that a strategy draws for this key."""
+    from lightning_equiv.groups.group import derived_generator
+
+    return SO3().sample(n, generator=derived_generator(*key)).matrix
+
+
+def snapshot(module: nn.Module) -> dict[str, Any]:
+    """Everything of a module that a strategy might leave behind."""
+    ours = {
+        k: v for k, v in module.__dict__.items() if not k.startswith("_") and k not in ("net", "prepare_data_per_node")
+    }
+    return {
+        "attributes": sorted(ours),
+        "training_step": getattr(module.__dict__.get("training_step"), "__qualname__", None),
+        "keys": list(module.state_dict()),
+        "modules": {name: type(m) for name, m in module.named_modules()},
+        "hooks": {
+            f"{name}.{hooks}": len(getattr(m, hooks))
+            for name, m in module.named_modules()
+            for hooks in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_state_dict_hooks")
+        },
+        "modes": {name: m.training for name, m in module.named_modules()},
+    }
+
+
+def weights(module: nn.Module) -> Tensor:
+    """All weights in one vector."""
+    return torch.cat([p.detach().double().flatten() for p in module.parameters()])

@@ -1,0 +1,73 @@
+"""The docs name every public thing, and the README's code runs as it stands."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import lightning as L
+import pytest
+import torch
+from torch import Tensor, nn
+
+import lightning_equiv
+from lightning_equiv import datasets
+
+ROOT = Path(__file__).parents[1]
+
+
+def public_names() -> set[str]:
+    names = {name for name, value in vars(lightning_equiv).items() if callable(value)}
+    return names | {name for name in vars(datasets) if name.endswith("DataModule")}
+
+
+@pytest.mark.parametrize("name", sorted(public_names()))
+def test_every_public_name_is_in_the_docs_and_the_changelog(name: str) -> None:
+    docs = "\n".join(path.read_text() for path in [*ROOT.glob("docs/*.md"), ROOT / "README.md"])
+    assert re.search(rf"\b{name}\b", docs)
+    if name[0].isupper():
+        assert re.search(rf"\b{name}\b", (ROOT / "CHANGELOG.md").read_text()) or name in (
+            "Group",
+            "Representation",
+            "Strategy",
+        )
+
+
+def test_every_local_link_of_the_readme_leads_somewhere() -> None:
+    links = re.findall(r"\]\((?!http)([^)#]+)\)", (ROOT / "README.md").read_text())
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_the_readme_code_runs_on_a_users_module() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(7, 3)
+
+        def forward(self, masses: Tensor, positions: Tensor, velocities: Tensor) -> Tensor:
+            return positions + self.linear(torch.cat([masses[..., None], positions, velocities], dim=-1))
+
+    class Module(L.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = Net()
+
+        def training_step(self, batch: dict[str, Tensor]) -> Tensor:
+            out = self.net(batch["masses"], batch["positions"], batch["velocities"])
+            return nn.functional.mse_loss(out, batch["targets"])
+
+        validation_step = training_step
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.Adam(self.parameters())
+
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    options = ("max_epochs=1", "accelerator='cpu'", "logger=False", "enable_checkpointing=False")
+    quiet = ", ".join([*options, "enable_progress_bar=False", "enable_model_summary=False"])
+    code = code.replace("L.Trainer(", f"L.Trainer({quiet}, ").replace("your_data)", "datamodule=your_data)")
+    data = datasets.GravityDataModule(train_size=8, val_size=8, test_size=8)
+    space = {"your_module": Module(), "your_data": data}
+    exec(code, space)
+    logged = space["trainer"].callback_metrics
+    assert {"equivariance_error", "remul/task_loss", "remul/equivariance_loss"} <= set(logged)

@@ -1,0 +1,43 @@
+"""Every example runs, a few steps of it; what it writes is there and finite."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+COMMANDS = {
+    "nbody_remul.py": ["--no-progress", "--threads", "1", "--out", "{out}"],
+    "benchmark_wigner.py": ["--csv", "{out}/wigner.csv"],
+    "benchmark_metrics.py": ["--csv", "{out}/metrics.csv"],
+}
+
+
+def test_every_example_has_a_row() -> None:
+    assert {path.name for path in (ROOT / "examples").glob("*.py")} == set(COMMANDS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", COMMANDS)
+def test_runs(script: str, tmp_path: Path) -> None:
+    arguments = [argument.format(out=tmp_path) for argument in COMMANDS[script]]
+    command = [sys.executable, str(ROOT / "examples" / script), "--fast-dev-run", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    tables = list(tmp_path.glob("*.csv"))
+    assert tables
+    for table in tables:
+        with table.open() as file:
+            header, *rows = csv.reader(file)
+        assert rows
+        assert all(len(row) == len(header) for row in rows)
+        numbers = [float(cell) for row in rows for cell in row if cell.replace(".", "").replace("e-", "").isdigit()]
+        assert numbers
+        assert all(math.isfinite(number) for number in numbers)
