@@ -24,6 +24,7 @@ from lightning_equiv.groups.symmetry import NodeIndex, Symmetry
 from lightning_equiv.metrics.equivariance_error import EquivarianceError
 from lightning_equiv.metrics.functional import equivariance_error
 from lightning_equiv.metrics.monitor import EquivarianceMonitor
+from lightning_equiv.strategies.constraint_relaxation import ConstraintRelaxation
 from lightning_equiv.strategies.group_augmentation import GroupAugmentation
 from lightning_equiv.strategies.remul import REMUL
 from lightning_equiv.strategies.strategy import Strategy
@@ -40,6 +41,7 @@ __all__ = [
     "AlgebraElement",
     "CartesianTensor",
     "Composed",
+    "ConstraintRelaxation",
     "Custom",
     "Cyclic",
     "Dihedral",

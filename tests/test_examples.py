@@ -14,6 +14,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 COMMANDS = {
     "nbody_remul.py": ["--no-progress", "--threads", "1", "--out", "{out}"],
+    "nbody_constraint_relaxation.py": ["--no-progress", "--threads", "1", "--out", "{out}"],
+    "shapes_constraint_relaxation.py": ["--no-progress", "--threads", "1", "--out", "{out}"],
+    "benchmark_relaxation.py": ["--csv", "{out}/relaxation.csv"],
     "benchmark_wigner.py": ["--csv", "{out}/wigner.csv"],
     "benchmark_metrics.py": ["--csv", "{out}/metrics.csv"],
 }

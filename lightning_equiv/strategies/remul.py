@@ -146,8 +146,8 @@ class REMUL(Strategy):
             )
         if self.target is not None and len(calls) > 1:
             raise RuntimeError(
-                f"{type(self).__name__}: the step calls the network {len(calls)} times, and target={self.target!r} belongs "
-                "to one of them: leave `target` out to anchor every call on its own prediction"
+                f"{type(self).__name__}: the step calls the network {len(calls)} times, and target={self.target!r} "
+                "belongs to one of them: leave `target` out to anchor every call on its own prediction"
             )
         generator = self.generator()
         with frozen_stochastic(network) if self.freeze_stochastic else nullcontext():

@@ -29,9 +29,11 @@ class Strategy(L.Callback):
 
     Attributes:
         changes_loss: whether it needs automatic optimisation.
+        adds_parameters: whether weights of its own train with the model.
     """
 
     changes_loss: bool = False
+    adds_parameters: bool = False
 
     def __init__(self, *, name: str, seed: int = 0) -> None:
         self.name, self.seed = name, seed

@@ -1,0 +1,106 @@
+"""What constraint relaxation costs: a training step relaxed against strict, and the network before against after.
+
+    python examples/benchmark_relaxation.py --csv docs/results/benchmark_relaxation.csv
+
+One thread; medians of rounds in which the ways take turns. Memory is what autograd keeps for the backward pass.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from nbody_constraint_relaxation import LAYERS, SYMMETRY, Charges
+from networks.e3nn_message_passing import E3nnMessagePassing
+from torch import Tensor
+
+from lightning_equiv import ConstraintRelaxation
+from lightning_equiv.datasets.nbody import charged_dataset
+
+
+def seconds(calls: list[Callable[[], object]], rounds: int) -> list[float]:
+    """Median seconds of every call, taking turns."""
+    times: list[list[float]] = [[] for _ in calls]
+    for _ in range(rounds):
+        for i, call in enumerate(calls):
+            start = time.perf_counter()
+            call()
+            times[i].append(time.perf_counter() - start)
+    return [statistics.median(t[len(t) // 5 :]) for t in times]
+
+
+def stepper(module: Charges, batch: dict[str, Tensor]) -> Callable[[], None]:
+    """One optimiser step of a hand-written loop."""
+    module.log = lambda *_, **__: None  # type: ignore[method-assign]
+    optimizer = torch.optim.Adam(module.parameters(), lr=0.0)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        module.training_step(batch).backward()
+        optimizer.step()
+
+    return step
+
+
+def saved_megabytes(step: Callable[[], None]) -> float:
+    """What one step keeps for its backward pass, each storage once."""
+    kept: dict[int, int] = {}
+
+    def pack(t: Tensor) -> Tensor:
+        kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        step()
+    return sum(kept.values()) / 2**20
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--csv", type=Path)
+    parser.add_argument("--rounds", type=int, default=100)
+    parser.add_argument("--fast-dev-run", action="store_true")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    rounds = 2 if options.fast_dev_run else options.rounds
+    batch = charged_dataset(50, steps=10)
+
+    def fresh() -> Charges:
+        torch.manual_seed(0)
+        return Charges(E3nnMessagePassing("16x0e+16x1o", 3), lr=0.0, steps=1)
+
+    strict, relaxed, projected = fresh(), fresh(), fresh()
+    strategy, dormant = (ConstraintRelaxation(SYMMETRY, LAYERS) for _ in range(2))
+    strategy.attach(relaxed)
+    strategy.relax(0.1)
+    dormant.attach(projected)
+    steps = [stepper(m, batch) for m in (strict, relaxed, projected)]
+    memory = [saved_megabytes(step) for step in steps]
+    times = seconds(steps, rounds)
+    parameters = [sum(p.numel() for p in m.parameters()) for m in (strict, relaxed, projected)]
+    strategy.detach()
+    dormant.detach()
+    inputs = [batch[key] for key in ("charges", "positions", "velocities")]
+    with torch.inference_mode():
+        before, after = seconds([lambda: strict.net.eval()(*inputs), lambda: relaxed.net.eval()(*inputs)], rounds)
+
+    rows = [["", "ms", "x strict", "MiB kept for backward", "x strict", "parameters"]]
+    names = ("training step, strict", "training step, relaxed", "training step, theta at 0")
+    for name, t, m, p in zip(names, times, memory, parameters, strict=True):
+        rows.append([name, f"{1e3 * t:.2f}", f"{t / times[0]:.2f}", f"{m:.2f}", f"{m / memory[0]:.2f}", str(p)])
+    rows.append(["inference, never relaxed", f"{1e3 * before:.2f}", "1.00", "", "", str(parameters[0])])
+    rows.append(["inference, after detach", f"{1e3 * after:.2f}", f"{after / before:.2f}", "", "", str(parameters[0])])
+    for row in rows:
+        print("".join(f"{cell:>24}" for cell in row))
+    if options.csv is not None:
+        with options.csv.open("w", newline="") as file:
+            csv.writer(file).writerows(rows)
+
+
+if __name__ == "__main__":
+    main()

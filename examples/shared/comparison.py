@@ -1,0 +1,174 @@
+"""Train one network several ways, over seeds: table, curves, picture."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import logging
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import lightning as L
+import matplotlib as mpl
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+
+Way = Callable[[], list[L.Callback]]
+
+
+@dataclass
+class Run:
+    """One training."""
+
+    way: str
+    size: int
+    seed: int
+    val: float
+    test: float
+    seconds: float
+    curves: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
+
+
+class Curves(L.Callback):
+    """Remembers every logged value of some names at every validation."""
+
+    def __init__(self, names: list[str]) -> None:
+        self.names, self.curves = names, {}
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.sanity_checking:
+            return
+        for name in self.names:
+            if name in trainer.callback_metrics:
+                value = float(trainer.callback_metrics[name])
+                self.curves.setdefault(name, []).append((trainer.global_step, value))
+
+
+def train(
+    way: str,
+    callbacks: list[L.Callback],
+    module: L.LightningModule,
+    data: L.LightningDataModule,
+    *,
+    steps: int,
+    seed: int,
+    monitor: str,
+    mode: str,
+    names: list[str],
+    progress: bool,
+) -> Run:
+    """Train, and test what validated best; the strict network is what is validated and tested."""
+    with tempfile.TemporaryDirectory() as folder:
+        curves = Curves([monitor, *names])
+        best = ModelCheckpoint(folder, monitor=f"val_{monitor}", mode=mode)
+        curves.names.insert(0, f"val_{monitor}")
+        trainer = L.Trainer(
+            max_steps=steps,
+            callbacks=[*callbacks, curves, best, *([RichProgressBar(leave=False)] if progress else [])],
+            accelerator="cpu",
+            devices=1,
+            logger=False,
+            enable_model_summary=False,
+            enable_progress_bar=progress,
+            gradient_clip_val=10.0,
+        )
+        start = time.perf_counter()
+        trainer.fit(module, datamodule=data)
+        seconds = time.perf_counter() - start
+        (tested,) = trainer.test(module, datamodule=data, ckpt_path="best", verbose=False)
+        val = float(best.best_model_score)
+    return Run(way, data.train_size, seed, val, tested[f"test_{monitor}"], seconds, curves.curves)
+
+
+def arguments(doc: str | None, presets: list[str]) -> argparse.ArgumentParser:
+    """The options that every comparison takes."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", choices=presets, default="quick")
+    parser.add_argument("--ways", nargs="+", help="only these ways of training")
+    parser.add_argument("--seeds", type=int, help="number of seeds in place of the preset's")
+    parser.add_argument("--threads", type=int, help="CPU threads")
+    parser.add_argument("--out", type=Path, default=Path("results"))
+    parser.add_argument("--no-progress", dest="progress", action="store_false", help="no progress bars")
+    parser.add_argument(
+        "--fast-dev-run", action="store_true", help="a few steps of a tiny network, to see that it runs"
+    )
+    return parser
+
+
+def quiet() -> None:
+    """No hints from Lightning: the tables are the output."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists.*")
+
+
+def spread(values: list[float]) -> str:
+    """Mean +- standard deviation over seeds."""
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{statistics.mean(values):.2f} +- {deviation:.2f}"
+
+
+def table(runs: list[Run], scale: float, unit: str) -> list[list[str]]:
+    """A row for each training-set size and way."""
+    rows = [["training samples", "training", "seeds", f"validation {unit}", f"test {unit}", "minutes a run"]]
+    for size in sorted({r.size for r in runs}):
+        for way in dict.fromkeys(r.way for r in runs):
+            some = [r for r in runs if (r.way, r.size) == (way, size)]
+            if some:
+                minutes = f"{statistics.mean(r.seconds for r in some) / 60:.1f}"
+                val, test = (spread([scale * getattr(r, part) for r in some]) for part in ("val", "test"))
+                rows.append([str(size), way, str(len(some)), val, test, minutes])
+    return rows
+
+
+def write(runs: list[Run], path: Path, command: str, *, scale: float, unit: str) -> None:
+    """The table as CSV and Markdown, and every run with its curves as JSON."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = table(runs, scale, unit)
+    with path.with_suffix(".csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    lines = [" | ".join(row) for row in (rows[0], ["---"] * len(rows[0]), *rows[1:])]
+    text = f"`{command}`\n\n" + "\n".join(f"| {line} |" for line in lines) + "\n"
+    path.with_suffix(".md").write_text(text)
+    path.with_suffix(".json").write_text(json.dumps([asdict(run) for run in runs]))
+
+
+def draw(runs: list[Run], path: Path, panels: list[tuple[str, str]], *, scale: dict[str, float]) -> None:
+    """A panel for each (logged name, label), for the largest training set: the mean over seeds, the seeds behind it."""
+    size = max(r.size for r in runs)
+    figure, axes = plt.subplots(1, len(panels), figsize=(4.4 * len(panels), 4.2), layout="constrained", squeeze=False)
+    for axis, (name, label) in zip(axes[0], panels, strict=True):
+        for i, way in enumerate(dict.fromkeys(r.way for r in runs)):
+            curves = [r.curves[name] for r in runs if (r.way, r.size) == (way, size) and name in r.curves]
+            if not curves:
+                continue
+            factor = scale.get(name, 1.0)
+            for curve in curves:
+                axis.plot(
+                    *zip(*[(s, factor * v) for s, v in curve], strict=True), color=f"C{i}", alpha=0.25, linewidth=1
+                )
+            steps = [s for s, _ in curves[0]]
+            means = [factor * statistics.mean(c[k][1] for c in curves) for k in range(min(map(len, curves)))]
+            axis.plot(steps[: len(means)], means, color=f"C{i}", label=way)
+        axis.set(xlabel="optimiser step", ylabel=label)
+        if min(line.get_ydata().min() for line in axis.lines) > 0:
+            axis.set_yscale("log")
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
+    figure.savefig(path.with_suffix(".png"), dpi=110)
+    plt.close(figure)
+
+
+def cosine(module: L.LightningModule, lr: float, steps: int) -> dict[str, object]:
+    """Adam with a rate that falls to a hundredth along half a cosine."""
+    optimizer = torch.optim.Adam(module.parameters(), lr=lr)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, eta_min=lr / 100)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -1,0 +1,363 @@
+"""BranchStrategy: a strategy whose hold is one non-equivariant branch on each chosen layer."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from lightning_utilities.core.rank_zero import rank_zero_warn
+from torch import Tensor, nn
+
+from lightning_equiv.groups.element import element_dtype
+from lightning_equiv.groups.group import derived_generator
+from lightning_equiv.groups.symmetry import Symmetry
+from lightning_equiv.metrics.equivariance_error import EquivarianceError
+from lightning_equiv.strategies.strategy import Strategy
+from lightning_equiv.wiring.branch import Branch, hang, make_branch
+from lightning_equiv.wiring.calls import CallRecorder
+from lightning_equiv.wiring.layers import Layer, Layers, find_layers, first_tensor
+from lightning_equiv.wiring.network import find_network
+from lightning_equiv.wiring.silent_step import silent_validation_step
+from lightning_equiv.wiring.training_step import StepHooks, wrap_training_step
+from lightning_equiv.wiring.transient import CONTAINER, Transient
+
+Evaluate = Literal["projected", "relaxed", "both"]
+
+
+class BranchStrategy(Strategy):
+    """A strategy that relaxes layers: f_l(x) + theta_l n_l(x), with a branch n_l that knows no symmetry.
+
+    The branches are made before the optimizers and before DDP wraps the module, live in a container that the module's
+    state dict does not show, and are gone after `fit`. Validation sees the projected network, theta = 0, unless told
+    otherwise. A subclass says what theta is (`update`) and what joins the loss (`penalty`).
+
+    Args:
+        layers: which layers, see `wiring.layers.find_layers`.
+        branch: "linear" (a convolution beside a convolution) or "mlp".
+        init_scale: size of n(x) over that of x at the start.
+        evaluate: "projected" validates the network without branches, "relaxed" the one with; "both" validates the
+            projected one and logs what the relaxed one would have logged under `name`/relaxed/..., the difference
+            under `name`/projection_gap/...
+        symmetry: with "both", the relaxed network's equivariance error is measured under it; None does not.
+        network: dotted name of the network that `symmetry` is of.
+        horizon: optimizer steps of the whole run, where the Trainer cannot know them.
+        name: prefix of what is logged.
+        seed: of the branches' first weights.
+    """
+
+    changes_loss = True
+    adds_parameters = True
+
+    def __init__(
+        self,
+        layers: Layers,
+        *,
+        branch: Literal["linear", "mlp"],
+        init_scale: float,
+        evaluate: Evaluate,
+        symmetry: Symmetry | None,
+        network: str,
+        horizon: int | None,
+        name: str,
+        seed: int,
+    ) -> None:
+        super().__init__(name=name, seed=seed)
+        if branch not in ("linear", "mlp"):
+            raise ValueError(f"expected branch to be 'linear' or 'mlp', got {branch!r}")
+        if evaluate not in ("projected", "relaxed", "both"):
+            raise ValueError(f"expected evaluate to be 'projected', 'relaxed' or 'both', got {evaluate!r}")
+        if not init_scale >= 0:
+            raise ValueError(f"expected an init_scale of at least 0, got {init_scale}")
+        self.layers, self.branch, self.init_scale = layers, branch, init_scale
+        self.evaluate, self.horizon, self.network = evaluate, horizon, network
+        self.metric = None if symmetry is None else EquivarianceError(symmetry, num_samples=4)
+        self._sums: dict[str, Tensor] = {}
+        self._validated = 0
+        self.branches: list[Branch] = []
+        self._container: Transient | None = None
+        self._loaded: dict[str, Any] | None = None
+        self._validating = ExitStack()
+
+    # ---- what a subclass says ------------------------------------------------------------------------------------
+    @abstractmethod
+    def update(self, step: int, total: int) -> None:
+        """Set every branch's theta for an optimizer step."""
+
+    @abstractmethod
+    def penalty(self, module: L.LightningModule) -> Tensor:
+        """What joins the loss."""
+
+    def check_layer(self, layer: Layer) -> None:
+        """ValueError for a layer that this strategy cannot relax."""
+
+    # ---- the hold ------------------------------------------------------------------------------------------------
+    def take_hold(self, module: L.LightningModule, undo: ExitStack) -> None:
+        """Find and check every layer, then make the branches."""
+        layers = _measure(module, find_layers(module, self.layers))
+        for layer in layers:
+            if isinstance(layer.module, torch.jit.ScriptModule):
+                raise ValueError(
+                    f"layer {layer.name!r} is scripted and takes no hooks: relax it before torch.jit.script"
+                )
+            self.check_layer(layer)
+        container = Transient()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derived_generator(type(self).__name__, self.seed).initial_seed() % 2**31)
+            self.branches = [Branch(layer, make_branch(layer, self.branch, self.init_scale)) for layer in layers]
+        for b in self.branches:
+            like = next(b.layer.module.parameters(), next(module.parameters()))
+            b.network.to(device=like.device, dtype=like.dtype if like.dtype.is_floating_point else None)
+            b.theta = b.theta.to(like.device, element_dtype(like.device))
+            container[b.layer.name.replace(".", "-")] = b.network
+        owner = _common_owner(module, [layer.name for layer in layers])
+        place = f"{CONTAINER}_{self.name}"
+        if hasattr(owner, place):
+            raise RuntimeError(
+                f"the branches of a strategy named {self.name!r} hang there already: name the second one otherwise"
+            )
+        setattr(owner, place, container)
+        self._container = container
+        undo.callback(self._forget, owner, place)
+        if self._loaded is not None:
+            container.load_own_state(self._loaded)
+        for b in self.branches:
+            undo.callback(hang(b))
+        undo.callback(wrap_training_step(module, StepHooks(self._before, self._after(module), self._done)))
+
+    def _forget(self, owner: nn.Module, place: str) -> None:
+        delattr(owner, place)
+        never = [b.layer.name for b in self.branches if not b.ever_ran]
+        if never and any(b.ever_ran for b in self.branches):
+            rank_zero_warn(f"{type(self).__name__}: these layers never ran while training: {never}")
+        self._container, self._loaded = None, None
+
+    def _before(self, batch: Any) -> Any:
+        for b in self.branches:
+            b.start()
+        return batch
+
+    def _done(self) -> None:
+        for b in self.branches:
+            b.stop()
+
+    def _after(self, module: L.LightningModule) -> Any:
+        def after(batch: Any, loss: Tensor) -> Tensor:
+            total = loss + self.penalty(module)
+            for b in self.branches:
+                b.inputs = []
+                if not b.active or not b.calls:  # every parameter takes part in every step, as DDP demands
+                    total = total + 0 * sum(p.sum() for p in b.network.parameters())
+            return total
+
+        return after
+
+    def relax(self, theta: float) -> None:
+        """Set one level on all layers, in a loop without a Trainer; 0 is the strictly equivariant network."""
+        for b in self.branches:
+            b.set_theta(theta)
+
+    # ---- Lightning's hooks ---------------------------------------------------------------------------------------
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Attach now, or as soon as a lazily built model is there: before the optimizers and before DDP."""
+        if stage != "fit":
+            return
+        if isinstance(trainer.strategy, FSDPStrategy | DeepSpeedStrategy | ModelParallelStrategy):
+            raise RuntimeError(
+                f"{type(self).__name__} adds parameters, which {type(trainer.strategy).__name__} would shard wrongly: "
+                "use DDP"
+            )
+        callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        earlier = callbacks[: callbacks.index(self)]
+        if any(isinstance(callback, WeightAveraging) for callback in earlier):
+            raise RuntimeError(f"weight averaging must come after {type(self).__name__} in the list of callbacks")
+        if not (is_overridden("configure_model", pl_module) or is_overridden("setup", pl_module)):
+            self.attach(pl_module)
+            return
+        before, own = pl_module.configure_model, pl_module.__dict__.get("configure_model")
+
+        def configure_model() -> None:  # without functools.wraps, or Lightning believes that it is not overridden
+            before()
+            restore()
+            if self._undo is None:
+                self.attach(pl_module)
+
+        def restore() -> None:
+            if pl_module.__dict__.get("configure_model") is configure_model:
+                if own is None:
+                    del pl_module.__dict__["configure_model"]
+                else:
+                    pl_module.__dict__["configure_model"] = own
+
+        pl_module.__dict__["configure_model"] = configure_model
+        self._validating.callback(restore)
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Check what only the optimizers and the loaders can tell."""
+        super().on_fit_start(trainer, pl_module)
+        self._total(trainer)
+        held = {id(p) for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"]}
+        missing = [b.layer.name for b in self.branches for p in b.network.parameters() if id(p) not in held]
+        if missing:
+            raise RuntimeError(
+                f"{type(self).__name__}: no optimizer holds the branches of {sorted(set(missing))}: give the optimizer "
+                "`self.parameters()`, or those of the module that holds these layers, in `configure_optimizers`"
+            )
+        for b in self.branches:
+            b.theta = b.theta.to(pl_module.device)
+
+    def _total(self, trainer: L.Trainer) -> int:
+        total = self.horizon if self.horizon is not None else trainer.estimated_stepping_batches
+        if not math.isfinite(total) or total < 1:
+            raise ValueError(
+                f"{type(self).__name__} needs to know how long the run is, but the Trainer's horizon is {total}: "
+                "set max_epochs or max_steps, or say horizon=<optimizer steps>"
+            )
+        return int(total)
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """The level of this step: a pure function of the optimizer step."""
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+        self.update(trainer.global_step, self._total(trainer))
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Project, unless the relaxed network is to be validated."""
+        self._sums, self._validated = {}, 0
+        if self.evaluate != "relaxed":
+            for b in self.branches:
+                self._validating.callback(setattr, b, "active", b.active)
+                b.active = False
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """With "both": what the step logs projected and relaxed, and how equivariant the relaxed network is."""
+        if self.evaluate != "both" or trainer.sanity_checking:
+            return
+        with trainer.precision_plugin.forward_context(), ExitStack() as undo:
+            projected = silent_validation_step(pl_module, batch, batch_idx, dataloader_idx)
+            for b in self.branches:
+                undo.callback(setattr, b, "active", False)
+                b.active = bool(b.theta)
+            if self.metric is not None:
+                network = find_network(pl_module, self.network)
+                recorder = CallRecorder(network)
+                undo.callback(recorder.remove)
+                recorder.start()
+            relaxed = silent_validation_step(pl_module, batch, batch_idx, dataloader_idx)
+            if self.metric is not None:
+                self.metric.to(pl_module.device)
+                for call in recorder.stop():
+                    self.metric.update(network, *call.args, **call.kwargs)
+        for key, value in relaxed.items():
+            gap = value - projected[key]
+            for name, part in ((f"relaxed/{key}", value), (f"projection_gap/{key}", gap)):
+                self._sums[name] = self._sums.get(name, torch.zeros_like(part)) + part
+        self._validated += 1
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Log the means over batches."""
+        values: dict[str, Any] = {name: total / self._validated for name, total in self._sums.items()}
+        if self.metric is not None and self._validated:
+            values["relaxed/equivariance_error"] = self.metric.compute()
+            self.metric.reset()
+        pl_module.log_dict({f"{self.name}/{name}": value for name, value in values.items()}, sync_dist=True)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Relax again."""
+        self._validating.close()
+
+    def detach(self) -> None:
+        """Let go: the network that is left is the user's."""
+        self._validating.close()
+        super().detach()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The branches' weights."""
+        return {} if self._container is None else {"branches": self._container.own_state()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Branches from a checkpoint; kept for the attachment if that comes later."""
+        self._loaded = state_dict["branches"]
+        if self._container is not None:
+            self._container.load_own_state(self._loaded)
+
+
+def _measure(module: L.LightningModule, layers: list[Layer]) -> list[Layer]:
+    """Layers with the shapes of their features, read off one call with the module's example input where need be."""
+    unknown = [layer for layer in layers if layer.in_features is None or layer.out_features is None]
+    if not unknown:
+        return layers
+    example = module.example_input_array
+    if example is None:
+        raise ValueError(
+            f"the sizes of {[layer.name for layer in unknown]} cannot be read off the layers: set "
+            "`self.example_input_array` on the module for one dry call, or say "
+            "their representations, layers={name: (inputs, outputs)}"
+        )
+    seen: dict[str, tuple[Tensor, Tensor]] = {}
+    with ExitStack() as stack, torch.no_grad():
+        for layer in unknown:
+
+            def look(_: nn.Module, args: Any, kwargs: Any, output: Any, name: str = layer.name) -> None:
+                x, f_x = first_tensor(args, kwargs), first_tensor((output,), {})
+                if x is not None and f_x is not None:
+                    seen[name] = (x, f_x)
+
+            stack.callback(layer.module.register_forward_hook(look, with_kwargs=True).remove)
+        modes = [m for m in module.modules() if m.training]
+        module.eval()
+        try:
+            args = example if isinstance(example, tuple) else (example,)
+            module(**example) if isinstance(example, dict) else module(*args)
+        finally:
+            for m in modes:
+                m.training = True
+    if missing := [layer.name for layer in unknown if layer.name not in seen]:
+        raise ValueError(
+            f"layers {missing} did not run on the module's `example_input_array`, or map no tensor to a tensor"
+        )
+
+    def features(layer: Layer, x: Tensor) -> tuple[int, ...]:
+        return tuple(x.shape[d] for d in layer.dims)
+
+    return [
+        replace(
+            layer, in_features=features(layer, seen[layer.name][0]), out_features=features(layer, seen[layer.name][1])
+        )
+        if layer.name in seen
+        else layer
+        for layer in layers
+    ]
+
+
+def _common_owner(module: nn.Module, names: list[str]) -> nn.Module:
+    """The innermost module that holds all of these, so that its `parameters()` hold the branches too."""
+    places = {name.replace("_orig_mod.", ""): name for name, _ in module.named_modules()}
+    parents = [places[name].split(".")[:-1] for name in names]
+    common: list[str] = []
+    for words in zip(*parents, strict=False):
+        if len(set(words)) > 1:
+            break
+        common.append(words[0])
+    owner = module.get_submodule(".".join(common))
+    # what runs or lists its children must not get one more, and a compiled module hands it on to what it wraps
+    while isinstance(owner, nn.Sequential | nn.ModuleList | nn.ModuleDict) or hasattr(owner, "_orig_mod"):
+        common.pop()
+        owner = module.get_submodule(".".join(common))
+    return owner

@@ -1,0 +1,62 @@
+"""Run the user's validation step once more without a trace, to see what it would log."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+
+def silent_validation_step(
+    module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int
+) -> dict[str, Tensor]:
+    """What `module.validation_step` would log for a batch: nothing is logged, no metric of the module moves.
+
+    Values that are metric objects are left out: their value belongs to the whole epoch.
+    """
+    seen: dict[str, Tensor] = {}
+
+    def log(name: str, value: Any, *_: Any, **__: Any) -> None:
+        if not isinstance(value, Metric):
+            seen[name] = torch.as_tensor(value, device=module.device).detach()
+
+    def log_dict(values: dict[str, Any], *_: Any, **__: Any) -> None:
+        for name, value in values.items():
+            log(name, value)
+
+    known = {"batch_idx": batch_idx, "dataloader_idx": dataloader_idx}
+    parameters = inspect.signature(module.validation_step).parameters
+    with _replaced(module, log=log, log_dict=log_dict), _metrics_kept(module):
+        module.validation_step(batch, **{name: value for name, value in known.items() if name in parameters})
+    return seen
+
+
+@contextmanager
+def _replaced(module: L.LightningModule, **methods: Any) -> Iterator[None]:
+    own = {name: module.__dict__[name] for name in methods if name in module.__dict__}
+    module.__dict__.update(methods)
+    try:
+        yield
+    finally:
+        for name in methods:
+            del module.__dict__[name]
+        module.__dict__.update(own)
+
+
+@contextmanager
+def _metrics_kept(module: L.LightningModule) -> Iterator[None]:
+    metrics = [m for m in module.modules() if isinstance(m, Metric)]
+    states = [(m._update_count, m._computed, m._copy_state_dict()) for m in metrics]
+    try:
+        yield
+    finally:
+        for metric, (count, computed, state) in zip(metrics, states, strict=True):
+            metric._update_count, metric._computed = count, computed
+            for name, value in state.items():
+                setattr(metric, name, value)

@@ -1,0 +1,61 @@
+"""Constraint relaxation written by hand: two matrices, a triangle, and loops over samples and generators."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_equiv import ConstraintRelaxation
+from tests.strategies.toys import Plain
+
+LAYERS = {"net.0": ("1o", "16x0e"), "net.2": ("16x0e", "1o")}
+PEAK, END, LIE, NORM = 0.5, 0.8, 0.3, 0.2
+
+
+def make_relaxation(**changes: Any) -> ConstraintRelaxation:
+    settings = {"peak": PEAK, "end": END, "lie_weight": LIE, "norm_weight": NORM, "init_scale": 0.5}
+    return ConstraintRelaxation("SO(3)", LAYERS, **{**settings, **changes})
+
+
+class RelaxedByHand(Plain):
+    """The twin: the branches are parameters of the module, and everything stands in `training_step`."""
+
+    def __init__(self, case: Any = None, net: nn.Module | None = None) -> None:
+        super().__init__(net)
+        strategy, borrowed = make_relaxation(), Plain()
+        strategy.attach(borrowed)  # only to start from the same matrices
+        self.W, self.V = (nn.Parameter(b.network.weight.detach().clone()) for b in strategy.branches)
+        strategy.detach()
+
+    def theta(self) -> float:
+        p = self.global_step / (self.trainer.estimated_stepping_batches * END)
+        return PEAK * max(0.0, 2 * p if p <= 0.5 else 2 - 2 * p)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        x, y = batch
+        theta = self.theta()
+        h = self.net[0](x) + theta * (x @ self.W.to(x.dtype).T)
+        a = torch.tanh(h)
+        out = self.net[2](a) + theta * (a @ self.V.to(a.dtype).T)
+        loss = nn.functional.mse_loss(out, y)
+        if theta == 0:
+            return loss
+        with torch.autocast("cpu", enabled=False):
+            x, a = x.detach().to(self.W.dtype), a.detach().to(self.W.dtype)
+            lie = slow_root(x, lambda v, L: self.W @ (L @ v)) + slow_root(a, lambda v, L: -(L @ (self.V @ v)))
+            norm = (sum((self.W @ v).square().sum() for v in x) / len(x)).sqrt()
+            norm = norm + (sum((self.V @ v).square().sum() for v in a) / len(a)).sqrt()
+        return loss + LIE * lie + NORM * norm
+
+
+def slow_root(rows: Tensor, commutator: Any) -> Tensor:
+    """sqrt( mean_x sum_i | C_i x |^2 ), sample by sample and generator by generator."""
+    total = torch.zeros((), dtype=rows.dtype)
+    for v in rows:
+        for i in range(3):
+            L = torch.zeros(3, 3, dtype=rows.dtype)  # (L v)_j = (e_i x v)_j
+            L[(i + 2) % 3, (i + 1) % 3], L[(i + 1) % 3, (i + 2) % 3] = 1, -1
+            total = total + commutator(v, L).square().sum()
+    return (total / len(rows)).sqrt()
