@@ -15,9 +15,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import lightning as L
-import torch
 from networks.e3nn_message_passing import E3nnMessagePassing
-from shared.comparison import Run, Way, arguments, cosine, draw, quiet, train, write
+from shared.comparison import Way, arguments, compare, cosine
 from torch import Tensor, nn
 
 from lightning_equiv import ConstraintRelaxation, Invariant, Symmetry
@@ -98,44 +97,36 @@ PANELS = [
 def main(argv: list[str] | None = None) -> None:
     options = arguments(__doc__, sorted(PRESETS)).parse_args(argv)
     preset = FAST_DEV_RUN if options.fast_dev_run else PRESETS[options.preset]
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    quiet()
-    path = options.out / f"nbody_{NAME}_{'fast_dev_run' if options.fast_dev_run else options.preset}"
-    command = f"python examples/nbody_constraint_relaxation.py --preset {options.preset}"
-    runs: list[Run] = []
-    for size in preset.sizes:
-        for seed in range(options.seeds or preset.seeds):
-            for way in options.ways or WAYS:
-                L.seed_everything(seed, verbose=False)
-                module = Charges(E3nnMessagePassing(preset.hidden, preset.layers), preset.lr, preset.steps)
-                data = ChargedDataModule(
-                    train_size=size,
-                    val_size=preset.eval_size,
-                    test_size=preset.eval_size,
-                    batch_size=preset.batch_size,
-                    steps_per_epoch=preset.eval_every,
-                    steps=20 if options.fast_dev_run else 1000,
-                )
-                runs.append(
-                    train(
-                        way,
-                        WAYS[way](),
-                        module,
-                        data,
-                        steps=preset.steps,
-                        seed=seed,
-                        monitor="mse",
-                        mode="min",
-                        names=[name for name, _ in PANELS],
-                        progress=options.progress,
-                    )
-                )
-                print(f"{way}, {size} samples, seed {seed}: test {1e3 * runs[-1].test:.2f}e-3", flush=True)
-                write(runs, path, command, scale=1e3, unit="MSE x1e-3")  # after every run: a long one may be stopped
-    draw(runs, path, PANELS, scale={"val_mse": 1e3, f"{NAME}/relaxed/val_mse": 1e3})
-    print(path.with_suffix(".md").read_text())
-    print(f"table and picture: {path}.csv, {path}.png")
+
+    def make_module() -> Charges:
+        return Charges(E3nnMessagePassing(preset.hidden, preset.layers), preset.lr, preset.steps)
+
+    def make_data(size: int) -> ChargedDataModule:
+        return ChargedDataModule(
+            train_size=size,
+            val_size=preset.eval_size,
+            test_size=preset.eval_size,
+            batch_size=preset.batch_size,
+            steps_per_epoch=preset.eval_every,
+            steps=20 if options.fast_dev_run else 1000,
+        )
+
+    compare(
+        WAYS,
+        options,
+        options.out / f"nbody_{NAME}_{'fast_dev_run' if options.fast_dev_run else options.preset}",
+        sizes=preset.sizes,
+        seeds=preset.seeds,
+        make_module=make_module,
+        make_data=make_data,
+        steps=preset.steps,
+        monitor="mse",
+        mode="min",
+        unit="MSE x1e-3",
+        scale=1e3,
+        panels=PANELS,
+        panel_scale={"val_mse": 1e3, f"{NAME}/relaxed/val_mse": 1e3},
+    )
 
 
 if __name__ == "__main__":

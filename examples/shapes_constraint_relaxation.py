@@ -15,9 +15,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import lightning as L
-import torch
 from networks.vector_neurons import VectorNeuronClassifier, VNLinear
-from shared.comparison import Run, Way, arguments, cosine, draw, quiet, train, write
+from shared.comparison import Way, arguments, compare, cosine
 from torch import Tensor, nn
 
 from lightning_equiv import ConstraintRelaxation, Invariant, Symmetry
@@ -95,45 +94,37 @@ PANELS = [
 def main(argv: list[str] | None = None) -> None:
     options = arguments(__doc__, sorted(PRESETS)).parse_args(argv)
     preset = FAST_DEV_RUN if options.fast_dev_run else PRESETS[options.preset]
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    quiet()
-    path = options.out / f"shapes_{NAME}_{'fast_dev_run' if options.fast_dev_run else options.preset}"
-    command = f"python examples/shapes_constraint_relaxation.py --preset {options.preset}"
-    runs: list[Run] = []
-    for size in preset.sizes:
-        for seed in range(options.seeds or preset.seeds):
-            for way in options.ways or WAYS:
-                L.seed_everything(seed, verbose=False)
-                net = VectorNeuronClassifier(len(SHAPE_CLASSES), preset.channels, num_neighbours=0)
-                module = Shapes(net, preset.lr, preset.steps)
-                data = ShapesDataModule(
-                    train_size=size,
-                    val_size=preset.eval_size,
-                    test_size=preset.eval_size,
-                    num_points=preset.num_points,
-                    batch_size=preset.batch_size,
-                    steps_per_epoch=preset.eval_every,
-                )
-                runs.append(
-                    train(
-                        way,
-                        WAYS[way](),
-                        module,
-                        data,
-                        steps=preset.steps,
-                        seed=seed,
-                        monitor="accuracy",
-                        mode="max",
-                        names=[name for name, _ in PANELS],
-                        progress=options.progress,
-                    )
-                )
-                print(f"{way}, {size} samples, seed {seed}: test {100 * runs[-1].test:.1f} %", flush=True)
-                write(runs, path, command, scale=100, unit="accuracy / %")
-    draw(runs, path, PANELS, scale={})
-    print(path.with_suffix(".md").read_text())
-    print(f"table and picture: {path}.csv, {path}.png")
+
+    def make_module() -> Shapes:
+        net = VectorNeuronClassifier(len(SHAPE_CLASSES), preset.channels, num_neighbours=0)
+        return Shapes(net, preset.lr, preset.steps)
+
+    def make_data(size: int) -> ShapesDataModule:
+        return ShapesDataModule(
+            train_size=size,
+            val_size=preset.eval_size,
+            test_size=preset.eval_size,
+            num_points=preset.num_points,
+            batch_size=preset.batch_size,
+            steps_per_epoch=preset.eval_every,
+        )
+
+    compare(
+        WAYS,
+        options,
+        options.out / f"shapes_{NAME}_{'fast_dev_run' if options.fast_dev_run else options.preset}",
+        sizes=preset.sizes,
+        seeds=preset.seeds,
+        make_module=make_module,
+        make_data=make_data,
+        steps=preset.steps,
+        monitor="accuracy",
+        mode="max",
+        unit="accuracy / %",
+        scale=100,
+        panels=PANELS,
+        panel_scale={},
+    )
 
 
 if __name__ == "__main__":

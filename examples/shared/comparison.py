@@ -7,12 +7,14 @@ import csv
 import json
 import logging
 import statistics
+import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import matplotlib as mpl
@@ -60,17 +62,16 @@ def train(
     data: L.LightningDataModule,
     *,
     steps: int,
-    seed: int,
     monitor: str,
     mode: str,
+    seed: int,
     names: list[str],
     progress: bool,
 ) -> Run:
     """Train, and test what validated best; the strict network is what is validated and tested."""
     with tempfile.TemporaryDirectory() as folder:
-        curves = Curves([monitor, *names])
+        curves = Curves(names)
         best = ModelCheckpoint(folder, monitor=f"val_{monitor}", mode=mode)
-        curves.names.insert(0, f"val_{monitor}")
         trainer = L.Trainer(
             max_steps=steps,
             callbacks=[*callbacks, curves, best, *([RichProgressBar(leave=False)] if progress else [])],
@@ -87,6 +88,44 @@ def train(
         (tested,) = trainer.test(module, datamodule=data, ckpt_path="best", verbose=False)
         val = float(best.best_model_score)
     return Run(way, data.train_size, seed, val, tested[f"test_{monitor}"], seconds, curves.curves)
+
+
+def compare(
+    ways: dict[str, Way],
+    options: argparse.Namespace,
+    path: Path,
+    *,
+    sizes: Sequence[int],
+    seeds: int,
+    make_module: Callable[[], L.LightningModule],
+    make_data: Callable[[int], L.LightningDataModule],
+    unit: str,
+    scale: float,
+    panels: list[tuple[str, str]],
+    panel_scale: dict[str, float],
+    **settings: Any,
+) -> None:
+    """Train every way, size and seed; write the table after every run, for a long one may be stopped, then draw."""
+    quiet()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    command = f"python examples/{Path(sys.argv[0]).name} --preset {options.preset}"
+    runs: list[Run] = []
+    for size in sizes:
+        for seed in range(options.seeds or seeds):
+            for way in options.ways or ways:
+                L.seed_everything(seed, verbose=False)
+                names = [name for name, _ in panels]
+                module, data = make_module(), make_data(size)
+                progress = options.progress
+                runs.append(
+                    train(way, ways[way](), module, data, seed=seed, names=names, progress=progress, **settings)
+                )
+                print(f"{way}, {size} samples, seed {seed}: test {scale * runs[-1].test:.2f} ({unit})", flush=True)
+                write(runs, path, command, scale=scale, unit=unit)
+    draw(runs, path, panels, scale=panel_scale)
+    print(path.with_suffix(".md").read_text())
+    print(f"table and picture: {path}.csv, {path}.png")
 
 
 def arguments(doc: str | None, presets: list[str]) -> argparse.ArgumentParser:
