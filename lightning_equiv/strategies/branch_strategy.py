@@ -334,7 +334,7 @@ def _measure(module: L.LightningModule, layers: list[Layer]) -> list[Layer]:
         )
 
     def features(layer: Layer, x: Tensor) -> tuple[int, ...]:
-        return tuple(x.shape[d] for d in layer.dims)
+        return tuple(x.shape[1 : -layer.grid]) if layer.grid else tuple(x.shape[d] for d in layer.dims)
 
     return [
         replace(

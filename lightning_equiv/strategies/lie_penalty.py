@@ -122,11 +122,13 @@ def nonlinear_squares(branch: Branch, group: Group | None) -> tuple[Tensor, Tens
     assert layer.inputs is not None
     assert layer.outputs is not None
 
-    def shaped(rows: Tensor, features: tuple[int, ...] | None) -> Tensor:
-        return rows if layer.is_convolution or features is None else rows.unflatten(-1, features)
+    place = 1 if layer.grid else -1  # where the features lie in a row
 
-    def flat(rows: Tensor, features: tuple[int, ...] | None) -> Tensor:
-        return rows if layer.is_convolution or features is None else rows.flatten(-len(features))
+    def shaped(rows: Tensor, features: tuple[int, ...] | None) -> Tensor:
+        return rows.unflatten(place, features or ())
+
+    def flat(x: Tensor, features: tuple[int, ...] | None) -> Tensor:
+        return x.flatten(place, len(features or ())) if layer.grid else x.flatten(-len(features or ()))
 
     algebra, generators = actions(group, x)
     lie = norm.new_zeros(())

@@ -42,18 +42,22 @@ class MLPBranch(nn.Module):
 class ConvolutionBranch(nn.Module):
     """n(x) = W * x, an ordinary convolution of the geometry of the layer beside it."""
 
-    def __init__(self, layer: nn.Module, in_features: int, out_features: int, scale: float) -> None:
+    def __init__(self, layer: Layer, in_features: int, out_features: int, scale: float) -> None:
         super().__init__()
-        kernel = layer.kernel_size
-        self.kernel = (kernel, kernel) if isinstance(kernel, int) else tuple(kernel)  # type: ignore[arg-type]
-        options = {name: getattr(layer, name) for name in ("stride", "padding", "dilation") if hasattr(layer, name)}
-        self.options: dict[str, Any] = options
-        fan_in = in_features * math.prod(self.kernel)
-        self.weight = nn.Parameter(torch.randn(out_features, in_features, *self.kernel) * scale / math.sqrt(fan_in))
+        module: Any = layer.module
+        kernel = getattr(module, "kernel_size", None) or tuple(module.weight.shape[-layer.grid :])
+        kernel = (kernel,) * layer.grid if isinstance(kernel, int) else kernel
+        self.options = {
+            name: getattr(module, name) for name in ("stride", "padding", "dilation") if hasattr(module, name)
+        }
+        if not self.options:
+            self.options = {"padding": "same"}
+        fan_in = in_features * math.prod(kernel)
+        self.weight = nn.Parameter(torch.randn(out_features, in_features, *kernel) * scale / math.sqrt(fan_in))
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, in, *grid) to (batch, out, *grid)."""
-        convolution = (nn.functional.conv1d, nn.functional.conv2d, nn.functional.conv3d)[len(self.kernel) - 1]
+        convolution = (nn.functional.conv1d, nn.functional.conv2d, nn.functional.conv3d)[x.ndim - 3]
         return convolution(x, self.weight, **self.options)
 
 
@@ -68,8 +72,8 @@ def make_branch(layer: Layer, kind: str, scale: float) -> nn.Module:
     assert layer.in_features is not None
     assert layer.out_features is not None
     sizes = math.prod(layer.in_features), math.prod(layer.out_features)
-    if layer.is_convolution:
-        return ConvolutionBranch(layer.module, *sizes, scale)
+    if layer.grid:
+        return ConvolutionBranch(layer, *sizes, scale)
     return {"linear": LinearBranch, "mlp": MLPBranch}[kind](*sizes, scale)
 
 
@@ -120,16 +124,17 @@ class Branch:
         return self.unrows(self.network(self.rows(x)), f_x)
 
     def rows(self, x: Tensor) -> Tensor:
-        """A layer's input (..., features, ...) as (rows, features), or as it is for a convolution."""
-        if self.layer.is_convolution:
-            return x
+        """A layer's input (..., features, ...) as (rows, features), for a convolution as (batch, features, *grid)."""
+        if self.layer.grid:
+            return x.flatten(1, -1 - self.layer.grid)
         dims = [d % x.ndim for d in self.layer.dims]
         return x.movedim(dims, list(range(-len(dims), 0))).flatten(-len(dims)).flatten(0, -2)
 
     def unrows(self, rows: Tensor, output: Tensor) -> Tensor:
         """Rows of output features in the shape of the layer's output."""
-        if self.layer.is_convolution:
-            return rows
+        if self.layer.grid:
+            assert self.layer.out_features is not None
+            return rows.unflatten(1, self.layer.out_features)
         dims = [d % output.ndim for d in self.layer.dims]
         leading = [n for d, n in enumerate(output.shape) if d not in dims]
         assert self.layer.out_features is not None

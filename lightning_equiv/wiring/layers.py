@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from lightning_equiv.groups.notation import as_representation
 from lightning_equiv.groups.representation import IrrepsTensor, Representation
@@ -30,7 +31,7 @@ class Layer:
         inputs: how an element moves its (first) input; None where that is not known.
         outputs: how an element moves its output; None where that is not known.
         dims: the dimensions that hold the features: (-1,) for most, (1, 2) for vector neurons (batch, channels, 3, ..),
-            (1,) for convolutions.
+            (1,) for convolutions, whose features are all dimensions between the batch and the grid.
         in_features: shape of the input's features; None where only a call will tell.
         out_features: shape of the output's features.
     """
@@ -44,9 +45,17 @@ class Layer:
     out_features: tuple[int, ...] | None
 
     @property
-    def is_convolution(self) -> bool:
-        """Whether it slides a kernel over a grid."""
-        return hasattr(self.module, "kernel_size") and hasattr(self.module, "stride")
+    def grid(self) -> int:
+        """Dimensions of the grid that a convolution slides over, the last of its tensors; 0 for any other layer."""
+        return grid_dims(self.module)
+
+
+def grid_dims(module: nn.Module) -> int:
+    """Dimensions of the grid of a convolution (torch's, escnn's, or any module with a weight (.., k, k)), else 0."""
+    kernel, weight = getattr(module, "kernel_size", None), getattr(module, "weight", None)
+    if isinstance(kernel, tuple):
+        return len(kernel)
+    return 2 if kernel is not None or (isinstance(weight, Tensor) and weight.ndim >= 4) else 0
 
 
 def find_layers(module: nn.Module, layers: Layers) -> list[Layer]:
@@ -103,7 +112,7 @@ def _describe(name: str, module: nn.Module, given: tuple[Representation, ...] | 
     if given is not None:
         inputs, outputs = given
         features = _features(inputs, module, "in"), _features(outputs, module, "out")
-        dims = (1,) if hasattr(module, "kernel_size") else _dims(inputs)
+        dims = (1,) if grid_dims(module) else _dims(inputs)
         return Layer(name, module, _of_rows(inputs), _of_rows(outputs), dims, *features)
     irreps_in = getattr(module, "irreps_in1", getattr(module, "irreps_in", None))
     irreps_out = getattr(module, "irreps_out", None)
@@ -114,21 +123,18 @@ def _describe(name: str, module: nn.Module, given: tuple[Representation, ...] | 
     if type(module).__name__.startswith("VN") and None not in sizes:  # vector neurons
         vectors = IrrepsTensor("1o")
         return Layer(name, module, vectors, vectors, (1, 2), (sizes[0] or 0, 3), (sizes[1] or 0, 3))
-    dims = (1,) if hasattr(module, "kernel_size") else (-1,)
+    dims = (1,) if grid_dims(module) else (-1,)
     in_features, out_features = (None if size is None else (size,) for size in sizes)
     return Layer(name, module, None, None, dims, in_features, out_features)
 
 
 def _sizes(module: nn.Module, side: str) -> int | None:
     """Number of input ("in") or output ("out") channels, by the names that the field gives to it."""
-    field_type = getattr(module, f"{side}_type", None)  # escnn
+    if grid_dims(module) and not isinstance(module, _ConvNd):
+        # a group convolution's channels come with orientations: its shapes are what a call shows, unless escnn says
+        return getattr(getattr(module, f"{side}_type", None), "size", None)
     inner = getattr(module, "map_to_feat", None)  # the published vector neurons
-    for owner, name in (
-        (module, f"{side}_features"),
-        (module, f"{side}_channels"),
-        (field_type, "size"),
-        (inner, f"{side}_features"),
-    ):
+    for owner, name in ((module, f"{side}_features"), (module, f"{side}_channels"), (inner, f"{side}_features")):
         size = getattr(owner, name, None)
         if isinstance(size, int):
             return size
