@@ -351,7 +351,9 @@ def main(arguments: list[str] | None = None) -> list[Result]:
     parser.add_argument("--steps", type=int, help="optimiser steps in place of the preset's")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--accelerator", default="auto")
-    parser.add_argument("--threads", type=int, help="CPU threads")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="CPU threads; more than one slows tensors this small down"
+    )
     parser.add_argument("--out", type=Path, default=Path("results"))
     parser.add_argument("--no-progress", dest="progress", action="store_false", help="no progress bars")
     parser.add_argument(
@@ -362,10 +364,10 @@ def main(arguments: list[str] | None = None) -> list[Result]:
     preset = replace(
         preset, weight=preset.weight if options.weight is None else options.weight, steps=options.steps or preset.steps
     )
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    torch.set_num_threads(options.threads)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    warnings.filterwarnings("ignore", ".*LeafSpec.*")
     warnings.filterwarnings(
         "ignore", ".*the `self.trainer` reference is not registered.*"
     )  # the timed loop has no Trainer

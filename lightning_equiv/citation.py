@@ -15,7 +15,7 @@ def citation(*used: object) -> str:
     Returns:
         Bibtex entries, each once, in the order of `used`.
 
-    Example:
+    Examples:
         >>> from lightning_equiv import REMUL
         >>> print(citation(REMUL).splitlines()[0])
         @inproceedings{elhag2025relaxed,

@@ -107,8 +107,7 @@ def compare(
 ) -> None:
     """Train every way, size and seed; write the table after every run, for a long one may be stopped, then draw."""
     quiet()
-    if options.threads:
-        torch.set_num_threads(options.threads)
+    torch.set_num_threads(options.threads)
     command = f"python examples/{Path(sys.argv[0]).name} --preset {options.preset}"
     runs: list[Run] = []
     for size in sizes:
@@ -134,7 +133,9 @@ def arguments(doc: str | None, presets: list[str]) -> argparse.ArgumentParser:
     parser.add_argument("--preset", choices=presets, default="quick")
     parser.add_argument("--ways", nargs="+", help="only these ways of training")
     parser.add_argument("--seeds", type=int, help="number of seeds in place of the preset's")
-    parser.add_argument("--threads", type=int, help="CPU threads")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="CPU threads; more than one slows tensors this small down"
+    )
     parser.add_argument("--out", type=Path, default=Path("results"))
     parser.add_argument("--no-progress", dest="progress", action="store_false", help="no progress bars")
     parser.add_argument(
@@ -147,6 +148,7 @@ def quiet() -> None:
     """No hints from Lightning: the tables are the output."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    warnings.filterwarnings("ignore", ".*LeafSpec.*")
     warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists.*")
 
 

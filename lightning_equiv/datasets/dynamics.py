@@ -46,7 +46,7 @@ def sample_gravity(
     Raises:
         ValueError: When ``num_samples < 1`` or ``num_bodies < 2``.
 
-    Example:
+    Examples:
         >>> import torch
         >>> masses, x, v = sample_gravity(5, generator=torch.Generator().manual_seed(0))
         >>> masses.shape, x.shape, bool((x[..., 2] == 0).all())
@@ -102,7 +102,7 @@ def simulate_gravity(
     Raises:
         ValueError: When shapes do not match, ``N < 2`` or ``steps < 1``.
 
-    Example:
+    Examples:
         >>> import torch
         >>> masses = torch.tensor([1.0, 1e-9])  # a quarter of a circular orbit: T = 2 pi
         >>> x, v = torch.tensor([[0.0, 0, 0], [1, 0, 0]]), torch.tensor([[0.0, 0, 0], [0, 1, 0]])
@@ -137,7 +137,7 @@ def gravity_energy(
     Returns:
         Shape ``(...)``, float64. Bound systems are negative.
 
-    Example:
+    Examples:
         >>> import torch
         >>> x, v = torch.tensor([[0.0, 0, 0], [2, 0, 0]]), torch.zeros(2, 3)
         >>> gravity_energy(torch.tensor([3.0, 1.0]), x, v).item()
@@ -165,7 +165,7 @@ def sample_charges(
     Raises:
         ValueError: When ``num_samples < 1`` or ``num_particles < 2``.
 
-    Example:
+    Examples:
         >>> import torch
         >>> charges, x, v = sample_charges(2, generator=torch.Generator().manual_seed(0))
         >>> sorted(set(charges.flatten().tolist())), v.norm(dim=-1).unique().round(decimals=9).unique().tolist()
@@ -213,7 +213,7 @@ def simulate_charges(
     Raises:
         ValueError: When shapes do not match, ``N < 2``, ``steps < 1`` or ``softening <= 0``.
 
-    Example:
+    Examples:
         >>> import torch
         >>> x, v = simulate_charges(torch.tensor([1.0, 1.0]), torch.eye(2, 3), torch.zeros(2, 3))
         >>> bool((x[1] - x[0]).norm() > 2**0.5)  # like charges part
@@ -255,7 +255,7 @@ def charged_energy(
     Returns:
         Shape ``(...)``, float64.
 
-    Example:
+    Examples:
         >>> import torch
         >>> x, v = torch.tensor([[0.0, 0, 0], [0.6, 0, 0]]), torch.zeros(2, 3)
         >>> round(charged_energy(torch.tensor([1.0, -1.0]), x, v, softening=0.8).item(), 6)

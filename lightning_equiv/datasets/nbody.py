@@ -59,7 +59,7 @@ def gravity_dataset(
         ValueError: When ``num_samples < 1``, ``num_bodies < 2`` or the angles are out of range or reversed.
         RuntimeError: When so many systems are dropped that redrawing does not fill the set.
 
-    Example:
+    Examples:
         >>> samples = gravity_dataset(8, angles=(90, 180))
         >>> {name: tuple(tensor.shape) for name, tensor in samples.items()}
         {'masses': (8, 4), 'positions': (8, 4, 3), 'velocities': (8, 4, 3), 'targets': (8, 4, 3)}
@@ -124,7 +124,7 @@ def charged_dataset(
     Raises:
         ValueError: When ``num_samples < 1``, ``num_particles < 2`` or ``steps < 1``.
 
-    Example:
+    Examples:
         >>> samples = charged_dataset(4, steps=10)
         >>> samples["targets"].shape, bool(samples["positions"].mean(1).abs().max() < 1e-6)
         (torch.Size([4, 5, 3]), True)
@@ -165,7 +165,7 @@ class GravityDataModule(InMemoryDataModule):
     Raises:
         ValueError: When a size is less than 1 or ``num_bodies < 2``.
 
-    Example:
+    Examples:
         >>> data = GravityDataModule(train_size=6, val_size=6, test_size=6, batch_size=4)
         >>> data.setup("test")
         >>> {name: len(loader.dataset) for name, loader in zip(data.test_names, data.test_dataloader())}
@@ -247,7 +247,7 @@ class ChargedDataModule(InMemoryDataModule):
     Raises:
         ValueError: When a size or ``steps`` is less than 1 or ``num_particles < 2``.
 
-    Example:
+    Examples:
         >>> data = ChargedDataModule(train_size=6, val_size=6, test_size=6, batch_size=4, steps=10)
         >>> data.setup("fit")
         >>> [tuple(batch["positions"].shape) for batch in data.train_dataloader()]

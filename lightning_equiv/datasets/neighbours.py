@@ -43,7 +43,7 @@ def radius_graph(
         ValueError: When a shape, the radius or `max_neighbours` is out of range, a coordinate is not finite, or `batch`
             is not sorted.
 
-    Example:
+    Examples:
         >>> radius_graph(torch.tensor([[0.0], [1.0], [2.5]]), radius=1.5).tolist()
         [[1, 0, 2, 1], [0, 1, 1, 2]]
     """
@@ -86,7 +86,7 @@ def knn_graph(positions: Tensor, k: int, batch: Tensor | None = None, *, backend
     Raises:
         ValueError: When a shape or `k` is out of range, a coordinate is not finite, or `batch` is not sorted.
 
-    Example:
+    Examples:
         >>> knn_graph(torch.tensor([[0.0], [1.0], [2.5]]), k=1).tolist()
         [[1, 0, 1], [0, 1, 2]]
     """

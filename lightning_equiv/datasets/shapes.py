@@ -65,7 +65,7 @@ def shapes_dataset(
         ValueError: When a size is too small, or ``noise`` or ``crop`` out of range.
         ImportError: When trimesh is not installed.
 
-    Example:
+    Examples:
         >>> samples = shapes_dataset(32, num_points=100)  # doctest: +SKIP
         >>> samples["points"].shape, samples["labels"].unique().numel()  # doctest: +SKIP
         (torch.Size([32, 100, 3]), 16)
@@ -163,7 +163,7 @@ class ShapesDataModule(InMemoryDataModule):
     Raises:
         ValueError: When a size is too small, or ``noise`` or ``crop`` out of range.
 
-    Example:
+    Examples:
         >>> data = ShapesDataModule(train_size=6, val_size=6, test_size=6, batch_size=4)
         >>> data.setup("fit")  # doctest: +SKIP
         >>> [tuple(batch["points"].shape) for batch in data.train_dataloader()]  # doctest: +SKIP

@@ -75,7 +75,7 @@ class GroupElement(_Batch):
     `g[i]` is a batch again, also for a whole number i; `g[index]` with a tensor sends one element per graph to the
     graph's nodes; `g @ h` composes; `len(g)` is n.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from lightning_equiv import SO3
         >>> g = SO3().sample(4, generator=torch.Generator().manual_seed(0))

@@ -90,7 +90,7 @@ class EuclideanGroup(Group):
 class SE3(EuclideanGroup):
     """Rotations and translations of space; see `EuclideanGroup` for `scale`.
 
-    Example:
+    Examples:
         >>> g = SE3(scale=20.0).sample(5)
         >>> g.matrix.shape, g.translation.shape
         (torch.Size([5, 3, 3]), torch.Size([5, 3]))
@@ -104,7 +104,7 @@ class SE3(EuclideanGroup):
 class E3(EuclideanGroup):
     """Rotations, reflections and translations of space; see `EuclideanGroup` for `scale`.
 
-    Example:
+    Examples:
         >>> E3().sample(5).translation.shape
         torch.Size([5, 3])
     """

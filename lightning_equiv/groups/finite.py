@@ -67,7 +67,7 @@ class Cyclic(PolygonGroup):
     Args:
         n: number of rotations.
 
-    Example:
+    Examples:
         >>> Cyclic(4).elements().matrix[1]
         tensor([[ 0., -1.],
                 [ 1.,  0.]], dtype=torch.float64)
@@ -97,7 +97,7 @@ class Dihedral(PolygonGroup):
     Args:
         n: number of rotations.
 
-    Example:
+    Examples:
         >>> len(Dihedral(4).elements())
         8
     """

@@ -147,7 +147,7 @@ class Product(Group):
     A representation takes from an element the part that it needs: irreps take the factor that has a matrix,
     `Permuted` the one that permutes. Where two factors have one, say which: `Factor(0, "1o")`.
 
-    Example:
+    Examples:
         >>> from lightning_equiv import SO3, Permutation
         >>> group = SO3() * Permutation(5)
         >>> str(group), group.dim
@@ -280,7 +280,7 @@ def as_group(group: Group | str) -> Group:
     Raises:
         ValueError: the string names no group; the nearest names are shown.
 
-    Example:
+    Examples:
         >>> as_group("SO(3) x C4")
         Product(factors=(SO3(), Cyclic(n=4)))
     """
@@ -307,7 +307,7 @@ def derived_generator(*key: object) -> torch.Generator:
 
     Draws that depend on (seed, rank, epoch, batch) alone need no state to resume from and no state to protect.
 
-    Example:
+    Examples:
         >>> a, b = (torch.rand(1, generator=derived_generator("seed", 0)) for _ in range(2))
         >>> bool(a == b)
         True

@@ -23,7 +23,7 @@ class Image(Representation):
     a = -1/2, exact for quadratics); beyond the border the image is 0. What interpolation loses is the noise floor of a
     measurement.
 
-    Example:
+    Examples:
         >>> from lightning_equiv import Cyclic
         >>> x = torch.tensor([[[1.0, 2.0], [3.0, 4.0]]])
         >>> Image()(Cyclic(4).elements()[1], x)
@@ -68,7 +68,7 @@ class VectorField(Representation):
     Channels (dimension -3) are the vectors' components, x and y in turn: (vx1, vy1, vx2, vy2, ...), x to the right,
     y up; rows and columns as for `Image`.
 
-    Example:
+    Examples:
         >>> from lightning_equiv import SO2
         >>> VectorField()(SO2().sample(10), torch.randn(10, 2, 32, 32)).shape
         torch.Size([10, 2, 32, 32])

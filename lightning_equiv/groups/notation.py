@@ -26,7 +26,7 @@ def as_representation(value: RepresentationLike) -> Representation:
         ValueError: the string is neither.
         TypeError: the value is none of these.
 
-    Example:
+    Examples:
         >>> as_representation("1o"), as_representation("Permuted(1) @ '1o'")
         (IrrepsTensor('1x1o'), Permuted(dim=1) @ IrrepsTensor('1x1o'))
     """

@@ -22,7 +22,7 @@ class Permutation(Group):
     Args:
         n: how many things.
 
-    Example:
+    Examples:
         >>> g = Permutation(3).element(torch.tensor([[1, 2, 0]]))
         >>> (g @ g @ g).permutation
         tensor([[0, 1, 2]])

@@ -89,7 +89,7 @@ class IrrepsTensor(Representation):
         irreps: such as "16x0e+8x1o+4x2e": "0e" a scalar, "0o" a pseudoscalar, "1o" a vector, "1e" a pseudovector.
         dim: which dimension of the tensor holds them; 2 for vector-neuron features (batch, channels, 3, points).
 
-    Example:
+    Examples:
         >>> from lightning_equiv import SO3
         >>> g = SO3().sample(10)
         >>> IrrepsTensor("2x0e+1o")(g, torch.randn(10, 4, 5)).shape
@@ -130,7 +130,7 @@ class Point(Representation):
     Args:
         dim: which dimension holds the coordinates.
 
-    Example:
+    Examples:
         >>> from lightning_equiv import SE3
         >>> Point()(SE3().sample(10), torch.randn(10, 4, 3)).shape
         torch.Size([10, 4, 3])
@@ -158,7 +158,7 @@ class CartesianTensor(Representation):
     Args:
         rank: number of indices.
 
-    Example:
+    Examples:
         >>> from lightning_equiv import SO3
         >>> CartesianTensor(2)(SO3().sample(10), torch.eye(3).repeat(10, 1, 1)).allclose(torch.eye(3), atol=1e-6)
         True
@@ -194,7 +194,7 @@ class Permuted(Representation):
     Args:
         dim: which dimension counts the things, or several (1, 2) for an adjacency matrix (batch, n, n).
 
-    Example:
+    Examples:
         >>> from lightning_equiv import Permutation
         >>> g = Permutation(3).element(torch.tensor([1, 2, 0]))
         >>> Permuted(1)(g, torch.tensor([[10.0, 11.0, 12.0]]))
@@ -237,7 +237,7 @@ class Invariant(Representation):
         shared: the tensor has no batch dimension: it belongs to the whole call, like a temperature or a fixed graph,
             and is passed on once however many inputs there are. A tensor without any dimension always is.
 
-    Example:
+    Examples:
         >>> from lightning_equiv import SO3
         >>> Invariant()(SO3().sample(2), torch.tensor([1.0, 2.0]))
         tensor([1., 2.])

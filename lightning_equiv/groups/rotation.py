@@ -60,7 +60,7 @@ class OrthogonalGroup(Group):
 class SO2(OrthogonalGroup):
     """Rotations of the plane, counter-clockwise from x to y. On vectors of three components: about the z axis.
 
-    Example:
+    Examples:
         >>> SO2().sample(5).matrix.shape
         torch.Size([5, 2, 2])
     """
@@ -77,7 +77,7 @@ class SO3(OrthogonalGroup):
 
     Haar elements are normalised Gaussian quaternions. Basis of the Lie algebra: the rotations about x, y, z.
 
-    Example:
+    Examples:
         >>> g = SO3().sample(5)
         >>> torch.allclose(torch.linalg.det(g.matrix), torch.ones(5, dtype=torch.float64))
         True
@@ -93,7 +93,7 @@ class SO3(OrthogonalGroup):
 class O3(OrthogonalGroup):
     """Rotations and reflections of space: a rotation, times the inversion with probability one half.
 
-    Example:
+    Examples:
         >>> sorted(set(torch.linalg.det(O3().sample(64).matrix).round().tolist()))
         [-1.0, 1.0]
     """

@@ -92,7 +92,7 @@ class Symmetry:
     Raises:
         ValueError: an unknown group or representation, or one that needs a matrix (a permutation) of a group without.
 
-    Example:
+    Examples:
         >>> import torch
         >>> symmetry = Symmetry("SO(3)", inputs=("1o", "0e"), outputs="1o")
         >>> g = symmetry.group.sample(8)

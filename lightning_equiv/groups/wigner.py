@@ -64,7 +64,7 @@ def wigner_D(degree: int, rotation: Tensor) -> Tensor:
     Raises:
         ValueError: a negative degree, or a tensor that does not end in (3, 3).
 
-    Example:
+    Examples:
         >>> quarter_turn_about_z = torch.tensor([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
         >>> wigner_D(2, quarter_turn_about_z).diagonal().round().long()
         tensor([ 0, -1,  0,  0,  0])
@@ -90,7 +90,7 @@ def wigner_D_list(max_degree: int, rotation: Tensor) -> list[Tensor]:
     Raises:
         ValueError: a negative degree, or a tensor that does not end in (3, 3).
 
-    Example:
+    Examples:
         >>> [tuple(D.shape) for D in wigner_D_list(2, torch.eye(3).repeat(10, 1, 1))]
         [(10, 1, 1), (10, 3, 3), (10, 5, 5)]
     """
@@ -124,7 +124,7 @@ def wigner_generators(degree: int) -> Tensor:
     Raises:
         ValueError: a negative degree.
 
-    Example:
+    Examples:
         >>> wigner_generators(1)[2]
         tensor([[ 0., -1.,  0.],
                 [ 1.,  0.,  0.],
@@ -154,7 +154,7 @@ def rotate_irreps(matrix: Tensor, x: Tensor, irreps: o3.Irreps | str, dim: int =
     Raises:
         ValueError: shapes that do not fit each other or the irreps, or x not floating point.
 
-    Example:
+    Examples:
         >>> quarter_turn_about_z = torch.tensor([[[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]])
         >>> rotate_irreps(quarter_turn_about_z, torch.tensor([[7.0, 1.0, 0.0, 0.0]]), "0e+1o")
         tensor([[7., 0., 1., 0.]])
@@ -193,7 +193,7 @@ def rotate_irreps_infinitesimal(omega: Tensor, x: Tensor, irreps: o3.Irreps | st
     Raises:
         ValueError: shapes that do not fit each other or the irreps, or x not floating point.
 
-    Example:
+    Examples:
         >>> about_z = torch.tensor([[0.0, 0.0, 1.0]])
         >>> rotate_irreps_infinitesimal(about_z, torch.tensor([[7.0, 1.0, 0.0, 0.0]]), "0e+1o")
         tensor([[0., 0., 1., 0.]])

@@ -42,7 +42,7 @@ class EquivarianceError(Metric):
     Raises:
         ValueError: unknown kind; `compute` raises where the network returned NaN or infinity.
 
-    Example:
+    Examples:
         >>> symmetry = Symmetry("SO(3)", inputs="1o", outputs="1o")
         >>> metric = EquivarianceError(symmetry)
         >>> metric.update(torch.nn.Identity(), torch.randn(16, 3))

@@ -110,7 +110,7 @@ def equivariance_error(
     Raises:
         ValueError: the symmetry does not mirror the call or the output; an empty batch; an unknown kind.
 
-    Example:
+    Examples:
         >>> symmetry = Symmetry("SO(3)", "1o", "1o")
         >>> float(equivariance_error(lambda x: 2 * x, torch.randn(5, 3), symmetry).max()) < 1e-6
         True

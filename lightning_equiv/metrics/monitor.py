@@ -40,7 +40,7 @@ class EquivarianceMonitor(L.Callback):
     Raises:
         ValueError: `network` names no sub-module, or is never called in the validation step.
 
-    Example:
+    Examples:
         >>> from lightning_equiv import Symmetry
         >>> monitor = EquivarianceMonitor(Symmetry("SO(3)", inputs="1o", outputs="1o"), network="net", num_batches=4)
     """

@@ -56,7 +56,7 @@ class ConstraintRelaxation(BranchStrategy):
         ValueError: no layer matches; a layer's representation is unknown and lie_weight > 0; an endless run.
         RuntimeError: an optimizer that does not hold the branches; manual optimisation; FSDP or DeepSpeed.
 
-    Example:
+    Examples:
         >>> relaxation = ConstraintRelaxation("SO(3)", layers="net.layers.*.update")
         >>> trainer = L.Trainer(callbacks=[relaxation], logger=False, enable_checkpointing=False)
 

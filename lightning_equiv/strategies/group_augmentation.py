@@ -30,7 +30,7 @@ class GroupAugmentation(Strategy):
     Raises:
         ValueError: the symmetry has no `batch`, or it does not mirror the batch.
 
-    Example:
+    Examples:
         >>> from lightning_equiv import Invariant
         >>> symmetry = Symmetry("SO(3)", inputs="1o", outputs="1o", batch=("1o", "1o"))
         >>> trainer = L.Trainer(callbacks=[GroupAugmentation(symmetry)], logger=False, enable_checkpointing=False)

@@ -63,7 +63,7 @@ class REMUL(Strategy):
         ValueError: a name that does not exist, a target that is not in the batch or not of the prediction's shape.
         RuntimeError: manual optimisation, or a step that never calls the network.
 
-    Example:
+    Examples:
         >>> symmetry = Symmetry("SO(3)", inputs="1o", outputs="1o")
         >>> remul = REMUL(symmetry, network="net", weight=10.0, target=1)  # batches are (x, y)
         >>> trainer = L.Trainer(callbacks=[remul], logger=False, enable_checkpointing=False)

@@ -11,7 +11,7 @@ Schedule = Callable[[float], float]
 def triangle(p: float) -> float:
     """0 -> 1 -> 0: 2 p up to the middle, 2 - 2 p after it.
 
-    Example:
+    Examples:
         >>> [triangle(p) for p in (0.0, 0.25, 0.5, 1.0)]
         [0.0, 0.5, 1.0, 0.0]
     """
