@@ -135,11 +135,16 @@ def tensors(tree: Tree, path: str = "") -> Iterator[tuple[str, Tensor]]:
 
 
 def leaf_pairs(spec: Spec, left: Tree, right: Tree) -> list[tuple[Tensor, Tensor]]:
-    """The tensors of two trees that one spec mirrors, side by side."""
+    """The tensors of two trees that one spec mirrors, side by side; what is shared by a whole call is left out."""
     found: list[list[Tensor]] = []
+
+    def collect(_: str, representation: Representation, x: Tensor) -> None:
+        if not getattr(representation, "shared", False):
+            found[-1].append(x)
+
     for tree in (left, right):
         found.append([])
-        map_tree(lambda _path, _representation, x: found[-1].append(x), spec, tree, what="outputs")
+        map_tree(collect, spec, tree, what="outputs")
     return list(zip(*found, strict=True))
 
 

@@ -84,7 +84,7 @@ class BranchStrategy(Strategy):
         self.branches: list[Branch] = []
         self._container: Transient | None = None
         self._loaded: dict[str, Any] | None = None
-        self._validating = ExitStack()
+        self._temporary = ExitStack()  # what a later hook of the Trainer takes back
 
     # ---- what a subclass says ------------------------------------------------------------------------------------
     @abstractmethod
@@ -197,7 +197,7 @@ class BranchStrategy(Strategy):
                     pl_module.__dict__["configure_model"] = own
 
         pl_module.__dict__["configure_model"] = configure_model
-        self._validating.callback(restore)
+        self._temporary.callback(restore)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Check what only the optimizers and the loaders can tell."""
@@ -234,7 +234,7 @@ class BranchStrategy(Strategy):
         self._sums, self._validated = {}, 0
         if self.evaluate != "relaxed":
             for b in self.branches:
-                self._validating.callback(setattr, b, "active", b.active)
+                self._temporary.callback(setattr, b, "active", b.active)
                 b.active = False
 
     def on_validation_batch_end(
@@ -280,11 +280,11 @@ class BranchStrategy(Strategy):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Relax again."""
-        self._validating.close()
+        self._temporary.close()
 
     def detach(self) -> None:
         """Let go: the network that is left is the user's."""
-        self._validating.close()
+        self._temporary.close()
         super().detach()
 
     def state_dict(self) -> dict[str, Any]:

@@ -190,6 +190,30 @@ def test_dicts_keywords_and_nested_targets() -> None:
     torch.testing.assert_close(run.callback_metrics["remul/equivariance_loss"], expected.detach(), rtol=1e-5, atol=1e-6)
 
 
+def test_an_output_of_the_whole_call_is_no_part_of_the_loss() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lin = nn.Linear(3, 3)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            out = self.lin(x)
+            return out, out.square().mean() * 100  # an auxiliary loss, say
+
+    class Module(Plain):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return mse(self.net(batch[0])[0], batch[1])
+
+    symmetry = Symmetry("SO(3)", inputs="1o", outputs=("1o", Invariant(shared=True)))
+    run = trainer(REMUL(symmetry, "net"))
+    module = Module(Net(), lr=0.0)
+    run.fit(module, loader(n=4))
+    x, _ = next(iter(loader(n=4)))
+    R = rotations(4, "REMUL", "remul", 0, 0, (0, 0))
+    expected = mse(module.net(turn(R, x))[0], turn(R, module.net(x)[0]))
+    torch.testing.assert_close(run.callback_metrics["remul/equivariance_loss"], expected.detach())
+
+
 def test_pyg_batches_one_element_a_graph() -> None:
     geometric = pytest.importorskip("torch_geometric.data")
 
