@@ -27,8 +27,8 @@ class ConstraintRelaxation(BranchStrategy):
     dropped. x is held constant in both. The schedule ends at `end` of the run, so that the strict network has the
     rest of it, and of the learning rate, to itself. Checkpoints and validation are the strict network's throughout.
 
-    The defaults are chosen so that they did no harm on any example of this library; `ConstraintRelaxation.published`
-    has the settings of the paper.
+    The defaults relax little and end early: on charged particles they did no harm, on point clouds they are not settled
+    yet, see the docs for what was measured. `ConstraintRelaxation.published` has the settings of the paper.
 
     Logs `constraint_relaxation/theta`, `/lie_penalty`, `/norm_penalty`; with evaluate="both" also `/relaxed/...`, what
     the relaxed network would have logged in validation, `/projection_gap/...`, how far that is from the strict
