@@ -106,6 +106,9 @@ def compare(
     **settings: Any,
 ) -> None:
     """Train every way, size and seed; write the table after every run, for a long one may be stopped, then draw."""
+    if options.redraw:
+        draw([Run(**run) for run in json.loads(path.with_suffix(".json").read_text())], path, panels, scale=panel_scale)
+        return
     quiet()
     torch.set_num_threads(options.threads)
     command = f"python examples/{Path(sys.argv[0]).name} --preset {options.preset}"
@@ -137,6 +140,7 @@ def arguments(doc: str | None, presets: list[str]) -> argparse.ArgumentParser:
         "--threads", type=int, default=1, help="CPU threads; more than one slows tensors this small down"
     )
     parser.add_argument("--out", type=Path, default=Path("results"))
+    parser.add_argument("--redraw", action="store_true", help="only the picture, from the JSON of an earlier run")
     parser.add_argument("--no-progress", dest="progress", action="store_false", help="no progress bars")
     parser.add_argument(
         "--fast-dev-run", action="store_true", help="a few steps of a tiny network, to see that it runs"
@@ -201,7 +205,8 @@ def draw(runs: list[Run], path: Path, panels: list[tuple[str, str]], *, scale: d
             means = [factor * statistics.mean(c[k][1] for c in curves) for k in range(min(map(len, curves)))]
             axis.plot(steps[: len(means)], means, color=f"C{i}", label=way)
         axis.set(xlabel="optimiser step", ylabel=label)
-        if min(line.get_ydata().min() for line in axis.lines) > 0:
+        values = [value for line in axis.lines for value in line.get_ydata()]
+        if min(values) > 0 and max(values) > 5 * min(values):
             axis.set_yscale("log")
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
     figure.savefig(path.with_suffix(".png"), dpi=110)

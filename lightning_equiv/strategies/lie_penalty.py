@@ -74,7 +74,10 @@ def _squares(branches: list[Branch], group: Group | None) -> list[tuple[Tensor, 
 
 def mean_squares(C: Tensor, moments: Tensor) -> Tensor:
     """mean_x | C x |^2 = tr(C M C^T) of stacked matrices C (l, rows, in) and moments M (l, in, in)."""
-    return (C @ moments * C).sum((-2, -1))
+    held = C.detach()
+    CM = held @ moments
+    # the value <C, CM> with its gradient 2 CM: M is symmetric, and one product is enough for both
+    return ((2 * C - held) * CM).sum((-2, -1))
 
 
 def second_moment(rows: Tensor) -> Tensor:
