@@ -31,6 +31,9 @@ _PRODUCT_DEGREE = (
     3  # up to here one matmul on all products beats the two-sided form: 3 x faster at l = 2, even at l = 3
 )
 
+# Rows at a time on the CPU where no graph is kept: the blocks stay in the cache and fresh pages are touched once.
+_CHUNK = 256
+
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
@@ -167,13 +170,36 @@ def rotate_irreps(matrix: Tensor, x: Tensor, irreps: o3.Irreps | str, dim: int =
     with _outside_autocast(x.device):
         D = wigner_D_list(layout.max_degree, R)
         sign = _sign_of_determinant(R) if layout.has_pseudo else None
-        parts = list(x.split(layout.sizes, dim))
-        for i, block in enumerate(layout.blocks):
-            if block.pseudo and sign is not None:
-                parts[i] = _multiply(D[block.degree] * sign, parts[i], block.mul, dim)
-            elif block.degree > 0:
-                parts[i] = _multiply(D[block.degree], parts[i], block.mul, dim)
+        if len(layout.blocks) > 1 and len(R) == len(x) > _CHUNK and dim == x.ndim - 1 and _is_plain(R, x):
+            out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+            for rows in (slice(i, i + _CHUNK) for i in range(0, len(x), _CHUNK)):
+                some = None if sign is None else sign[rows]
+                torch.cat(_rotated([d[rows] for d in D], some, x[rows], layout, dim), dim, out=out[rows])
+            return out
+        parts = _rotated(D, sign, x, layout, dim)
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
+
+
+def _rotated(D: list[Tensor], sign: Tensor | None, x: Tensor, layout: _Layout, dim: int) -> list[Tensor]:
+    """The blocks of x, each moved by its matrices."""
+    parts = list(x.split(layout.sizes, dim))
+    for i, block in enumerate(layout.blocks):
+        if block.pseudo and sign is not None:
+            parts[i] = _multiply(D[block.degree] * sign, parts[i], block.mul, dim)
+        elif block.degree > 0:
+            parts[i] = _multiply(D[block.degree], parts[i], block.mul, dim)
+    return parts
+
+
+def _is_plain(*tensors: Tensor) -> bool:
+    """Whether these are numbers on the CPU that nothing differentiates, maps or traces."""
+    return (
+        not torch.compiler.is_compiling()
+        and not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
+        and all(type(t) is Tensor and t.device.type == "cpu" for t in tensors)
+        and not any(torch._C._functorch.is_functorch_wrapped_tensor(t) for t in tensors)
+        and not any(torch.autograd.forward_ad.unpack_dual(t).tangent is not None for t in tensors)
+    )
 
 
 def rotate_irreps_infinitesimal(omega: Tensor, x: Tensor, irreps: o3.Irreps | str, dim: int = -1) -> Tensor:

@@ -377,3 +377,19 @@ def test_errors_of_degrees_and_shapes():
         wigner_D(1, torch.ones(3, 2))
     with pytest.raises(ValueError, match=r"shape \(B, 3\), got \(3,\)"):
         rotate_irreps_infinitesimal(torch.ones(3), torch.ones(2, 3), "1o")
+
+
+@pytest.mark.parametrize("n", [257, 700, 1024])
+def test_many_rows_at_a_time_are_the_same_rows(n: int) -> None:
+    """Large batches without a graph go piece by piece; with one they go at once."""
+    generator = torch.Generator().manual_seed(0)
+    matrix = torch.linalg.qr(torch.randn(n, 3, 3, generator=generator, dtype=torch.float64))[0]
+    x = torch.randn(n, 2, 18, generator=generator, dtype=torch.float64)
+    irreps = "2x0e+1o+1e+2e+0o"
+    width = o3.Irreps(irreps).dim
+    x = x[..., :width]
+    pieces = rotate_irreps(matrix, x, irreps)
+    whole = rotate_irreps(matrix, x.clone().requires_grad_(), irreps).detach()
+    assert torch.equal(pieces, whole) or (pieces - whole).abs().max() < 1e-14
+    rows = torch.stack([rotate_irreps(matrix[i : i + 1], x[i : i + 1], irreps)[0] for i in (0, 255, 256, n - 1)])
+    assert (pieces[[0, 255, 256, n - 1]] - rows).abs().max() < 1e-14
