@@ -167,28 +167,21 @@ def rotate_irreps(matrix: Tensor, x: Tensor, irreps: o3.Irreps | str, dim: int =
     if not layout.moved_by_matrix:
         return x.clone()
     R = matrix.to(torch.promote_types(matrix.dtype, x.dtype))
+    if len(R) == len(x) > _CHUNK and _is_plain(R, x):
+        out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+        for rows in (slice(i, i + _CHUNK) for i in range(0, len(x), _CHUNK)):
+            out[rows] = rotate_irreps(R[rows], x[rows], irreps, dim)
+        return out
     with _outside_autocast(x.device):
         D = wigner_D_list(layout.max_degree, R)
         sign = _sign_of_determinant(R) if layout.has_pseudo else None
-        if len(layout.blocks) > 1 and len(R) == len(x) > _CHUNK and dim == x.ndim - 1 and _is_plain(R, x):
-            out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-            for rows in (slice(i, i + _CHUNK) for i in range(0, len(x), _CHUNK)):
-                some = None if sign is None else sign[rows]
-                torch.cat(_rotated([d[rows] for d in D], some, x[rows], layout, dim), dim, out=out[rows])
-            return out
-        parts = _rotated(D, sign, x, layout, dim)
+        parts = list(x.split(layout.sizes, dim))
+        for i, block in enumerate(layout.blocks):
+            if block.pseudo and sign is not None:
+                parts[i] = _multiply(D[block.degree] * sign, parts[i], block.mul, dim)
+            elif block.degree > 0:
+                parts[i] = _multiply(D[block.degree], parts[i], block.mul, dim)
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
-
-
-def _rotated(D: list[Tensor], sign: Tensor | None, x: Tensor, layout: _Layout, dim: int) -> list[Tensor]:
-    """The blocks of x, each moved by its matrices."""
-    parts = list(x.split(layout.sizes, dim))
-    for i, block in enumerate(layout.blocks):
-        if block.pseudo and sign is not None:
-            parts[i] = _multiply(D[block.degree] * sign, parts[i], block.mul, dim)
-        elif block.degree > 0:
-            parts[i] = _multiply(D[block.degree], parts[i], block.mul, dim)
-    return parts
 
 
 def _is_plain(*tensors: Tensor) -> bool:
