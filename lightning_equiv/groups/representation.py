@@ -29,6 +29,7 @@ class Representation(ABC):
     """How an element moves one tensor; a frozen value, written as a class or as a string (`as_representation`)."""
 
     acts_through: ClassVar[Literal["matrix", "permutation"] | None] = None
+    shared = False  # whether the tensor belongs to the whole call instead of having a row for each input
 
     def __call__(self, g: GroupElement, x: Tensor) -> Tensor:
         """rho(g) x.

@@ -23,6 +23,8 @@ class NodeIndex(Representation):
     A tensor called `edge_index` needs no such entry.
     """
 
+    shared = True
+
     def action(self, g: GroupElement, x: Tensor) -> Tensor:
         return x
 
@@ -299,11 +301,7 @@ class Symmetry:
 
 
 def _is_shared(representation: Representation, x: Tensor) -> bool:
-    return (
-        x.ndim == 0
-        or isinstance(representation, NodeIndex)
-        or (isinstance(representation, Invariant) and representation.shared)
-    )
+    return x.ndim == 0 or representation.shared
 
 
 def _count(node: Tensor) -> int:

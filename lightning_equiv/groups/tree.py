@@ -139,7 +139,7 @@ def leaf_pairs(spec: Spec, left: Tree, right: Tree) -> list[tuple[Tensor, Tensor
     found: list[list[Tensor]] = []
 
     def collect(_: str, representation: Representation, x: Tensor) -> None:
-        if not getattr(representation, "shared", False):
+        if not representation.shared:
             found[-1].append(x)
 
     for tree in (left, right):

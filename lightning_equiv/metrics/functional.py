@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from lightning_equiv.groups.element import GroupElement
 from lightning_equiv.groups.group import Group
-from lightning_equiv.groups.representation import Invariant, IrrepsTensor, Representation
-from lightning_equiv.groups.symmetry import Layout, NodeIndex, Symmetry
+from lightning_equiv.groups.representation import IrrepsTensor, Representation
+from lightning_equiv.groups.symmetry import Layout, Symmetry
 from lightning_equiv.groups.tree import Spec, Tree, describe, join, map_tensors, map_tree
 from lightning_equiv.wiring.calls import recording_paused
 
@@ -62,7 +62,7 @@ def move_output(symmetry: Symmetry, g: GroupElement, output: Tree, layout: Layou
     """G f(x) for `times` elements g per input: the output repeated, then moved."""
 
     def again(_: str, representation: Representation, x: Tensor) -> Tensor:
-        return x if x.ndim == 0 or _is_shared(representation) else x.repeat(times, *[1] * (x.ndim - 1))
+        return x if x.ndim == 0 or representation.shared else x.repeat(times, *[1] * (x.ndim - 1))
 
     if times > 1:
         output = map_tree(again, symmetry.outputs, output, what="outputs")
@@ -211,7 +211,7 @@ def output_parts(symmetry: Symmetry, output: Tree) -> dict[str, Tensor]:
     def collect(path: str, representation: Representation, x: Tensor) -> None:
         x = x.detach()
         x = x if x.dtype in (torch.float32, torch.float64) else x.float()
-        if _is_shared(representation):
+        if representation.shared:
             return
         if not isinstance(representation, IrrepsTensor):
             parts[_part_name(path)] = x
@@ -241,7 +241,7 @@ def part_paths(symmetry: Symmetry) -> dict[str, str]:
         if isinstance(spec, IrrepsTensor):
             yield from ((_part_name(path, str(irrep)), path) for _, irrep in spec.irreps)
         elif isinstance(spec, Representation):
-            if not _is_shared(spec):
+            if not spec.shared:
                 yield _part_name(path), path
         elif spec is not None:
             for key, value in spec.items() if isinstance(spec, Mapping) else enumerate(spec):
@@ -254,10 +254,6 @@ def _part_name(path: str, irrep: str = "") -> str:
     if irrep or path == TOTAL:  # an output called "total" is not the total
         return join(path, irrep or "output")
     return path or "output"
-
-
-def _is_shared(representation: Representation) -> bool:
-    return isinstance(representation, NodeIndex) or (isinstance(representation, Invariant) and representation.shared)
 
 
 def _squares(parts: Mapping[str, Tensor], layout: Layout, paths: Mapping[str, str]) -> dict[str, Tensor]:
