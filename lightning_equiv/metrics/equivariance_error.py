@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from lightning_equiv.groups.group import derived_generator
+from lightning_equiv.groups.group import derived_generator, process_rank
 from lightning_equiv.groups.symmetry import Symmetry
 from lightning_equiv.metrics.functional import TOTAL, Kind, equivariance_sums, part_paths, reduce_sums
 
@@ -101,11 +101,7 @@ class EquivarianceError(Metric):
 
     def update(self, network: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         """Measure one batch: `network(*args, **kwargs)` and its moved versions are run."""
-        rank = (
-            torch.distributed.get_rank()
-            if torch.distributed.is_available() and torch.distributed.is_initialized()
-            else 0
-        )
+        rank = process_rank()
         update = self._updates_before + self._update_count
         sums = equivariance_sums(
             network,

@@ -9,7 +9,7 @@ from typing import Any
 import lightning as L
 import torch
 
-from lightning_equiv.groups.group import derived_generator
+from lightning_equiv.groups.group import derived_generator, process_rank
 
 
 class Strategy(L.Callback):
@@ -73,11 +73,7 @@ class Strategy(L.Callback):
 
     def generator(self) -> torch.Generator:
         """A generator for the draws of this batch."""
-        rank = (
-            torch.distributed.get_rank()
-            if torch.distributed.is_available() and torch.distributed.is_initialized()
-            else 0
-        )
+        rank = process_rank()
         if self._place is None:  # a loop without a Trainer
             self._count += 1
         return derived_generator(type(self).__name__, self.name, self.seed, rank, self._place or self._count)
