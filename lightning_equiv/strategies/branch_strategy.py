@@ -357,7 +357,13 @@ def _common_owner(module: nn.Module, names: list[str]) -> nn.Module:
         common.append(words[0])
     owner = module.get_submodule(".".join(common))
     # what runs or lists its children must not get one more, and a compiled module hands it on to what it wraps
-    while isinstance(owner, nn.Sequential | nn.ModuleList | nn.ModuleDict) or hasattr(owner, "_orig_mod"):
+    while isinstance(owner, nn.ModuleDict) or _is_numbered(owner) or hasattr(owner, "_orig_mod"):
         common.pop()
         owner = module.get_submodule(".".join(common))
     return owner
+
+
+def _is_numbered(module: nn.Module) -> bool:
+    """Whether this is a list or a sequence of modules: torch's, escnn's or anybody's."""
+    names = [name for name, _ in module.named_children()]
+    return bool(names) and all(name.isdigit() for name in names)

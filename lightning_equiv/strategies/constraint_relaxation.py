@@ -120,6 +120,10 @@ class ConstraintRelaxation(BranchStrategy):
                 f"features, which lie_weight > 0 needs: write layers={{{layer.name!r}: (inputs, outputs)}} with irreps "
                 "such as '16x0e+8x1o' or representations, or lie_weight=0"
             )
+        if self.lie_weight > 0:
+            for representation in (layer.inputs, layer.outputs):
+                assert representation is not None
+                representation.check_group(self.group)
 
     def update(self, step: int, total: int) -> None:
         theta = self.peak * level(self.schedule, step, total, self.end)

@@ -13,6 +13,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from lightning_equiv.groups.notation import as_representation
 from lightning_equiv.groups.representation import IrrepsTensor, Representation
+from lightning_equiv.wiring.escnn_fields import EscnnFields
 
 Chooser = str | type | Callable[[str, nn.Module], bool]
 Layers = Chooser | Sequence[Chooser] | Mapping[str, tuple[Any, Any]]
@@ -119,6 +120,10 @@ def _describe(name: str, module: nn.Module, given: tuple[Representation, ...] | 
     if irreps_in is not None and irreps_out is not None:  # e3nn
         inputs, outputs = IrrepsTensor(irreps_in), IrrepsTensor(irreps_out)
         return Layer(name, module, inputs, outputs, (-1,), (inputs.irreps.dim,), (outputs.irreps.dim,))
+    in_type, out_type = getattr(module, "in_type", None), getattr(module, "out_type", None)
+    if in_type is not None and out_type is not None and grid_dims(module):  # escnn
+        inputs, outputs = EscnnFields(in_type), EscnnFields(out_type)
+        return Layer(name, module, inputs, outputs, (1,), (in_type.size,), (out_type.size,))
     sizes = _sizes(module, "in"), _sizes(module, "out")
     if type(module).__name__.startswith("VN") and None not in sizes:  # vector neurons
         vectors = IrrepsTensor("1o")
@@ -131,8 +136,7 @@ def _describe(name: str, module: nn.Module, given: tuple[Representation, ...] | 
 def _sizes(module: nn.Module, side: str) -> int | None:
     """Number of input ("in") or output ("out") channels, by the names that the field gives to it."""
     if grid_dims(module) and not isinstance(module, _ConvNd):
-        # a group convolution's channels come with orientations: its shapes are what a call shows, unless escnn says
-        return getattr(getattr(module, f"{side}_type", None), "size", None)
+        return None  # a group convolution's channels come with orientations: its shapes are what a call shows
     inner = getattr(module, "map_to_feat", None)  # the published vector neurons
     for owner, name in ((module, f"{side}_features"), (module, f"{side}_channels"), (inner, f"{side}_features")):
         size = getattr(owner, name, None)
