@@ -23,6 +23,7 @@ from lightning_equiv.metrics.equivariance_error import EquivarianceError
 from lightning_equiv.strategies.strategy import Strategy
 from lightning_equiv.wiring.branch import Branch, hang, make_branch
 from lightning_equiv.wiring.calls import CallRecorder
+from lightning_equiv.wiring.clipping import clip_apart
 from lightning_equiv.wiring.layers import Layer, Layers, find_layers, first_tensor
 from lightning_equiv.wiring.network import find_network
 from lightning_equiv.wiring.silent_step import silent_validation_step
@@ -36,7 +37,7 @@ class BranchStrategy(Strategy):
     """A strategy that relaxes layers: f_l(x) + theta_l n_l(x), with a branch n_l that knows no symmetry.
 
     The branches are made before the optimizers and before DDP wraps the module, live in a container that the module's
-    state dict does not show, and are gone after `fit`. Validation sees the projected network, theta = 0, unless told
+    state dict does not show, and are gone after `fit`. Their gradients are clipped apart from the model's. Validation sees the projected network, theta = 0, unless told
     otherwise. A subclass says what theta is (`update`) and what joins the loss (`penalty`).
 
     Args:
@@ -128,6 +129,7 @@ class BranchStrategy(Strategy):
         undo.callback(self._forget, owner, place)
         if self._loaded is not None:
             container.load_own_state(self._loaded)
+        undo.callback(clip_apart(module, container.parameters()))
         for b in self.branches:
             undo.callback(hang(b))
         undo.callback(wrap_training_step(module, StepHooks(self._before, self._after(module), self._done)))

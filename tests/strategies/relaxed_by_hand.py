@@ -33,6 +33,15 @@ class RelaxedByHand(Plain):
         p = self.global_step / (self.trainer.estimated_stepping_batches * END)
         return PEAK * max(0.0, 2 * p if p <= 0.5 else 2 - 2 * p)
 
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """The network's gradients and those of the branches, each by itself."""
+        clip = nn.utils.clip_grad_value_ if gradient_clip_algorithm == "value" else nn.utils.clip_grad_norm_
+        if gradient_clip_val:
+            clip(self.net.parameters(), gradient_clip_val)
+            clip([self.W, self.V], gradient_clip_val)
+
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         x, y = batch
         theta = self.theta()
