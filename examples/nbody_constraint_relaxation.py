@@ -6,6 +6,7 @@ again long before the end.
 
     python examples/nbody_constraint_relaxation.py --preset quick    one seed, a short run
     python examples/nbody_constraint_relaxation.py --preset full     three seeds, two sizes of training set
+    python examples/nbody_constraint_relaxation.py --preset long     the larger set only, four times the steps
 
 Prints one table and writes it beside one picture: nbody_constraint_relaxation_PRESET.csv, .md, .json, .png.
 """
@@ -45,6 +46,7 @@ class Preset:
 PRESETS = {
     "quick": Preset(sizes=(1000,), seeds=1, steps=600, eval_every=100, eval_size=500),
     "full": Preset(sizes=(1000, 3000), seeds=3, steps=1500, eval_every=150, eval_size=1000),
+    "long": Preset(sizes=(3000,), seeds=3, steps=6000, eval_every=300, eval_size=2000),
 }
 FAST_DEV_RUN = Preset(
     sizes=(8,), seeds=1, steps=4, eval_every=2, layers=1, hidden="2x0e+2x1o", batch_size=4, eval_size=8
@@ -80,8 +82,8 @@ class Charges(L.LightningModule):
 WAYS: dict[str, Way] = {
     "strict": lambda: [],
     "relaxed": lambda: [ConstraintRelaxation(SYMMETRY, LAYERS, "net", evaluate="both")],
-    "relaxed, peak 1": lambda: [
-        ConstraintRelaxation(SYMMETRY, LAYERS, "net", peak=1.0, lie_weight=0.1, norm_weight=0.1, evaluate="both")
+    "relaxed, weights 0.1": lambda: [
+        ConstraintRelaxation(SYMMETRY, LAYERS, "net", lie_weight=0.1, norm_weight=0.1, evaluate="both")
     ],
     "published": lambda: [ConstraintRelaxation.published(SYMMETRY, LAYERS, network="net", evaluate="both")],
 }

@@ -5,7 +5,7 @@ to rotations. Relaxed, its linear maps and the directions of its nonlinearities 
 a while.
 
     python examples/shapes_constraint_relaxation.py --preset quick    one seed, a short run
-    python examples/shapes_constraint_relaxation.py --preset full     three seeds
+    python examples/shapes_constraint_relaxation.py --preset full     three seeds, two sizes of training set
 
 Prints one table and writes it beside one picture: shapes_constraint_relaxation_PRESET.csv, .md, .json, .png.
 """
@@ -43,7 +43,7 @@ class Preset:
 
 PRESETS = {
     "quick": Preset(sizes=(1000,), seeds=1, steps=300, eval_every=60, channels=16, eval_size=500),
-    "full": Preset(sizes=(2000,), seeds=3, steps=800, eval_every=200, channels=24),
+    "full": Preset(sizes=(500, 2000), seeds=3, steps=800, eval_every=200, channels=24, eval_size=3000),
 }
 FAST_DEV_RUN = Preset(
     sizes=(16,), seeds=1, steps=4, eval_every=2, channels=4, num_points=16, batch_size=4, eval_size=16

@@ -6,6 +6,7 @@ import argparse
 import csv
 import json
 import logging
+import shlex
 import statistics
 import sys
 import tempfile
@@ -112,6 +113,7 @@ def compare(
     quiet()
     torch.set_num_threads(options.threads)
     command = f"python examples/{Path(sys.argv[0]).name} --preset {options.preset}"
+    command += f" --ways {' '.join(map(shlex.quote, options.ways))}" if options.ways else ""
     runs: list[Run] = []
     for size in sizes:
         for seed in range(options.seeds or seeds):

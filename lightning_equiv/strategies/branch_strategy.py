@@ -37,8 +37,9 @@ class BranchStrategy(Strategy):
     """A strategy that relaxes layers: f_l(x) + theta_l n_l(x), with a branch n_l that knows no symmetry.
 
     The branches are made before the optimizers and before DDP wraps the module, live in a container that the module's
-    state dict does not show, and are gone after `fit`. Their gradients are clipped apart from the model's. Validation sees the projected network, theta = 0, unless told
-    otherwise. A subclass says what theta is (`update`) and what joins the loss (`penalty`).
+    state dict does not show, have their gradients clipped apart from the model's, and are gone after `fit`. Validation
+    sees the projected network, theta = 0, unless told otherwise. A subclass says what theta is (`update`) and what
+    joins the loss (`penalty`).
 
     Args:
         layers: which layers, see `wiring.layers.find_layers`.
