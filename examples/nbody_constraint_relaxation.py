@@ -14,10 +14,11 @@ Prints one table and writes it beside one picture: nbody_constraint_relaxation_P
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import lightning as L
 from networks.e3nn_message_passing import E3nnMessagePassing
-from shared.comparison import Way, arguments, compare, cosine
+from shared.comparison import Way, arguments, compare, cosine, draw
 from torch import Tensor, nn
 
 from lightning_equiv import ConstraintRelaxation, Invariant, Symmetry
@@ -80,12 +81,12 @@ class Charges(L.LightningModule):
 
 
 WAYS: dict[str, Way] = {
-    "strict": lambda: [],
-    "relaxed": lambda: [ConstraintRelaxation(SYMMETRY, LAYERS, "net", evaluate="both")],
-    "relaxed, weights 0.1": lambda: [
+    "strict": lambda _: [],
+    "relaxed": lambda _: [ConstraintRelaxation(SYMMETRY, LAYERS, "net", evaluate="both")],
+    "relaxed, weights 0.1": lambda _: [
         ConstraintRelaxation(SYMMETRY, LAYERS, "net", lie_weight=0.1, norm_weight=0.1, evaluate="both")
     ],
-    "published": lambda: [ConstraintRelaxation.published(SYMMETRY, LAYERS, network="net", evaluate="both")],
+    "published": lambda _: [ConstraintRelaxation.published(SYMMETRY, LAYERS, network="net", evaluate="both")],
 }
 PANELS = [
     ("val_mse", "validation MSE x 1e-3, strict network"),
@@ -100,12 +101,12 @@ def main(argv: list[str] | None = None) -> None:
     options = arguments(__doc__, sorted(PRESETS)).parse_args(argv)
     preset = FAST_DEV_RUN if options.fast_dev_run else PRESETS[options.preset]
 
-    def make_module() -> Charges:
+    def make_module(_: str) -> Charges:
         return Charges(E3nnMessagePassing(preset.hidden, preset.layers), preset.lr, preset.steps)
 
-    def make_data(size: int) -> ChargedDataModule:
+    def make_data(size: float) -> ChargedDataModule:
         return ChargedDataModule(
-            train_size=size,
+            train_size=int(size),
             val_size=preset.eval_size,
             test_size=preset.eval_size,
             batch_size=preset.batch_size,
@@ -117,7 +118,7 @@ def main(argv: list[str] | None = None) -> None:
         WAYS,
         options,
         options.out / f"nbody_{NAME}_{'fast_dev_run' if options.fast_dev_run else options.preset}",
-        sizes=preset.sizes,
+        cases=preset.sizes,
         seeds=preset.seeds,
         make_module=make_module,
         make_data=make_data,
@@ -126,8 +127,8 @@ def main(argv: list[str] | None = None) -> None:
         mode="min",
         unit="MSE x1e-3",
         scale=1e3,
-        panels=PANELS,
-        panel_scale={"val_mse": 1e3, f"{NAME}/relaxed/val_mse": 1e3},
+        names=[name for name, _ in PANELS],
+        picture=partial(draw, panels=PANELS, scale={"val_mse": 1e3, f"{NAME}/relaxed/val_mse": 1e3}),
     )
 
 

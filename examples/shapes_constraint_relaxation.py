@@ -13,10 +13,11 @@ Prints one table and writes it beside one picture: shapes_constraint_relaxation_
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import lightning as L
 from networks.vector_neurons import VectorNeuronClassifier, VNLinear
-from shared.comparison import Way, arguments, compare, cosine
+from shared.comparison import Way, arguments, compare, cosine, draw
 from torch import Tensor, nn
 
 from lightning_equiv import ConstraintRelaxation, Invariant, Symmetry
@@ -78,9 +79,9 @@ class Shapes(L.LightningModule):
 
 
 WAYS: dict[str, Way] = {
-    "strict": lambda: [],
-    "relaxed": lambda: [ConstraintRelaxation(SYMMETRY, VNLinear, "net", evaluate="both")],
-    "published": lambda: [ConstraintRelaxation.published(SYMMETRY, VNLinear, network="net", evaluate="both")],
+    "strict": lambda _: [],
+    "relaxed": lambda _: [ConstraintRelaxation(SYMMETRY, VNLinear, "net", evaluate="both")],
+    "published": lambda _: [ConstraintRelaxation.published(SYMMETRY, VNLinear, network="net", evaluate="both")],
 }
 PANELS = [
     ("val_accuracy", "validation accuracy, strict network"),
@@ -95,13 +96,13 @@ def main(argv: list[str] | None = None) -> None:
     options = arguments(__doc__, sorted(PRESETS)).parse_args(argv)
     preset = FAST_DEV_RUN if options.fast_dev_run else PRESETS[options.preset]
 
-    def make_module() -> Shapes:
+    def make_module(_: str) -> Shapes:
         net = VectorNeuronClassifier(len(SHAPE_CLASSES), preset.channels, num_neighbours=0)
         return Shapes(net, preset.lr, preset.steps)
 
-    def make_data(size: int) -> ShapesDataModule:
+    def make_data(size: float) -> ShapesDataModule:
         return ShapesDataModule(
-            train_size=size,
+            train_size=int(size),
             val_size=preset.eval_size,
             test_size=preset.eval_size,
             num_points=preset.num_points,
@@ -113,7 +114,7 @@ def main(argv: list[str] | None = None) -> None:
         WAYS,
         options,
         options.out / f"shapes_{NAME}_{'fast_dev_run' if options.fast_dev_run else options.preset}",
-        sizes=preset.sizes,
+        cases=preset.sizes,
         seeds=preset.seeds,
         make_module=make_module,
         make_data=make_data,
@@ -122,8 +123,8 @@ def main(argv: list[str] | None = None) -> None:
         mode="max",
         unit="accuracy / %",
         scale=100,
-        panels=PANELS,
-        panel_scale={},
+        names=[name for name, _ in PANELS],
+        picture=partial(draw, panels=PANELS, scale={}),
     )
 
 

@@ -26,14 +26,17 @@ from lightning_equiv.metrics.functional import equivariance_error
 from lightning_equiv.metrics.monitor import EquivarianceMonitor
 from lightning_equiv.strategies.constraint_relaxation import ConstraintRelaxation
 from lightning_equiv.strategies.group_augmentation import GroupAugmentation
+from lightning_equiv.strategies.recm import RECM
 from lightning_equiv.strategies.remul import REMUL
 from lightning_equiv.strategies.strategy import Strategy
+from lightning_equiv.wiring.relaxed_layer import RelaxedLayer
 
 __version__ = "0.1.0"
 
 __all__ = [
     "E3",
     "O3",
+    "RECM",
     "REMUL",
     "SE3",
     "SO2",
@@ -59,6 +62,7 @@ __all__ = [
     "Permuted",
     "Point",
     "Product",
+    "RelaxedLayer",
     "Representation",
     "Strategy",
     "Symmetry",

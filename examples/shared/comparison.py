@@ -25,7 +25,7 @@ import matplotlib.pyplot as plt
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 
-Way = Callable[[], list[L.Callback]]
+Way = Callable[[float], list[L.Callback]]  # from the case: a training-set size, a field strength
 
 
 @dataclass
@@ -33,7 +33,7 @@ class Run:
     """One training."""
 
     way: str
-    size: int
+    case: float
     seed: int
     val: float
     test: float
@@ -58,6 +58,7 @@ class Curves(L.Callback):
 
 def train(
     way: str,
+    case: float,
     callbacks: list[L.Callback],
     module: L.LightningModule,
     data: L.LightningDataModule,
@@ -88,7 +89,7 @@ def train(
         seconds = time.perf_counter() - start
         (tested,) = trainer.test(module, datamodule=data, ckpt_path="best", verbose=False)
         val = float(best.best_model_score)
-    return Run(way, data.train_size, seed, val, tested[f"test_{monitor}"], seconds, curves.curves)
+    return Run(way, case, seed, val, tested[f"test_{monitor}"], seconds, curves.curves)
 
 
 def compare(
@@ -96,38 +97,50 @@ def compare(
     options: argparse.Namespace,
     path: Path,
     *,
-    sizes: Sequence[int],
+    cases: Sequence[float],
     seeds: int,
-    make_module: Callable[[], L.LightningModule],
-    make_data: Callable[[int], L.LightningDataModule],
+    make_module: Callable[[str], L.LightningModule],
+    make_data: Callable[[float], L.LightningDataModule],
+    picture: Callable[[list[Run], Path], None],
     unit: str,
     scale: float,
-    panels: list[tuple[str, str]],
-    panel_scale: dict[str, float],
+    axis: str = "training samples",
     **settings: Any,
 ) -> None:
-    """Train every way, size and seed; write the table after every run, for a long one may be stopped, then draw."""
+    """Train every way, case and seed; write the table after every run, for a long one may be stopped, then draw.
+
+    Args:
+        ways: name -> callbacks of a case.
+        options: of the command line.
+        path: where table and picture go, without a suffix.
+        cases: what the runs differ in besides the way, called `axis` in the table.
+        seeds: runs of each.
+        make_module: name of the way -> a fresh module.
+        make_data: case -> its data.
+        picture: draws the runs.
+        unit: of validation and test in the table.
+        scale: what they are multiplied by.
+        axis: name of the cases.
+        settings: of `train`.
+    """
     if options.redraw:
-        draw([Run(**run) for run in json.loads(path.with_suffix(".json").read_text())], path, panels, scale=panel_scale)
+        picture([Run(**run) for run in json.loads(path.with_suffix(".json").read_text())], path)
         return
     quiet()
     torch.set_num_threads(options.threads)
     command = f"python examples/{Path(sys.argv[0]).name} --preset {options.preset}"
     command += f" --ways {' '.join(map(shlex.quote, options.ways))}" if options.ways else ""
     runs: list[Run] = []
-    for size in sizes:
+    for case in cases:
         for seed in range(options.seeds or seeds):
             for way in options.ways or ways:
                 L.seed_everything(seed, verbose=False)
-                names = [name for name, _ in panels]
-                module, data = make_module(), make_data(size)
+                module, data = make_module(way), make_data(case)
                 progress = options.progress
-                runs.append(
-                    train(way, ways[way](), module, data, seed=seed, names=names, progress=progress, **settings)
-                )
-                print(f"{way}, {size} samples, seed {seed}: test {scale * runs[-1].test:.2f} ({unit})", flush=True)
-                write(runs, path, command, scale=scale, unit=unit)
-    draw(runs, path, panels, scale=panel_scale)
+                runs.append(train(way, case, ways[way](case), module, data, seed=seed, progress=progress, **settings))
+                print(f"{way}, {case:g} {axis}, seed {seed}: test {scale * runs[-1].test:.2f} ({unit})", flush=True)
+                write(runs, path, command, scale=scale, unit=unit, axis=axis)
+    picture(runs, path)
     print(path.with_suffix(".md").read_text())
     print(f"table and picture: {path}.csv, {path}.png")
 
@@ -164,23 +177,23 @@ def spread(values: list[float]) -> str:
     return f"{statistics.mean(values):.2f} +- {deviation:.2f}"
 
 
-def table(runs: list[Run], scale: float, unit: str) -> list[list[str]]:
-    """A row for each training-set size and way."""
-    rows = [["training samples", "training", "seeds", f"validation {unit}", f"test {unit}", "minutes a run"]]
-    for size in sorted({r.size for r in runs}):
+def table(runs: list[Run], scale: float, unit: str, axis: str) -> list[list[str]]:
+    """A row for each case and way."""
+    rows = [[axis, "training", "seeds", f"validation {unit}", f"test {unit}", "minutes a run"]]
+    for case in sorted({r.case for r in runs}):
         for way in dict.fromkeys(r.way for r in runs):
-            some = [r for r in runs if (r.way, r.size) == (way, size)]
+            some = [r for r in runs if (r.way, r.case) == (way, case)]
             if some:
                 minutes = f"{statistics.mean(r.seconds for r in some) / 60:.1f}"
                 val, test = (spread([scale * getattr(r, part) for r in some]) for part in ("val", "test"))
-                rows.append([str(size), way, str(len(some)), val, test, minutes])
+                rows.append([f"{case:g}", way, str(len(some)), val, test, minutes])
     return rows
 
 
-def write(runs: list[Run], path: Path, command: str, *, scale: float, unit: str) -> None:
+def write(runs: list[Run], path: Path, command: str, *, scale: float, unit: str, axis: str) -> None:
     """The table as CSV and Markdown, and every run with its curves as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    rows = table(runs, scale, unit)
+    rows = table(runs, scale, unit, axis)
     with path.with_suffix(".csv").open("w", newline="") as file:
         csv.writer(file).writerows(rows)
     lines = [" | ".join(row) for row in (rows[0], ["---"] * len(rows[0]), *rows[1:])]
@@ -189,13 +202,13 @@ def write(runs: list[Run], path: Path, command: str, *, scale: float, unit: str)
     path.with_suffix(".json").write_text(json.dumps([asdict(run) for run in runs]))
 
 
-def draw(runs: list[Run], path: Path, panels: list[tuple[str, str]], *, scale: dict[str, float]) -> None:
+def draw(runs: list[Run], path: Path, *, panels: list[tuple[str, str]], scale: dict[str, float]) -> None:
     """A panel for each (logged name, label), for the largest training set: the mean over seeds, the seeds behind it."""
-    size = max(r.size for r in runs)
+    case = max(r.case for r in runs)
     figure, axes = plt.subplots(1, len(panels), figsize=(4.4 * len(panels), 4.2), layout="constrained", squeeze=False)
     for axis, (name, label) in zip(axes[0], panels, strict=True):
         for i, way in enumerate(dict.fromkeys(r.way for r in runs)):
-            curves = [r.curves[name] for r in runs if (r.way, r.size) == (way, size) and name in r.curves]
+            curves = [r.curves[name] for r in runs if (r.way, r.case) == (way, case) and name in r.curves]
             if not curves:
                 continue
             factor = scale.get(name, 1.0)

@@ -2,10 +2,12 @@
 
 from lightning_equiv.strategies.constraint_relaxation import ConstraintRelaxation
 from lightning_equiv.strategies.group_augmentation import GroupAugmentation
+from lightning_equiv.strategies.recm import RECM
 from lightning_equiv.strategies.remul import REMUL
 from lightning_equiv.strategies.strategy import Strategy
 
 __all__ = [
+    "RECM",
     "REMUL",
     "ConstraintRelaxation",
     "GroupAugmentation",

@@ -100,6 +100,9 @@ class BranchStrategy(Strategy):
     def check_layer(self, layer: Layer) -> None:
         """ValueError for a layer that this strategy cannot relax."""
 
+    def furnish(self, container: Transient) -> None:
+        """Change or add to what trains with the branches, with this strategy's own random numbers."""
+
     # ---- the hold ------------------------------------------------------------------------------------------------
     def take_hold(self, module: L.LightningModule, undo: ExitStack) -> None:
         """Find and check every layer, then make the branches."""
@@ -114,11 +117,12 @@ class BranchStrategy(Strategy):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derived_generator(type(self).__name__, self.seed).initial_seed() % 2**31)
             self.branches = [Branch(layer, make_branch(layer, self.branch, self.init_scale)) for layer in layers]
-        for b in self.branches:
-            like = next(b.layer.module.parameters(), next(module.parameters()))
-            b.network.to(device=like.device, dtype=like.dtype if like.dtype.is_floating_point else None)
-            b.theta = b.theta.to(like.device, element_dtype(like.device))
-            container[b.layer.name.replace(".", "-")] = b.network
+            for b in self.branches:
+                like = next(b.layer.module.parameters(), next(module.parameters()))
+                b.network.to(device=like.device, dtype=like.dtype if like.dtype.is_floating_point else None)
+                b.theta = b.theta.to(like.device, element_dtype(like.device))
+                container[container_key(b.layer)] = b.network
+            self.furnish(container)
         owner = _common_owner(module, [layer.name for layer in layers])
         place = f"{CONTAINER}_{self.name}"
         if hasattr(owner, place):
@@ -207,10 +211,11 @@ class BranchStrategy(Strategy):
         super().on_fit_start(trainer, pl_module)
         self._total(trainer)
         held = {id(p) for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"]}
-        missing = [b.layer.name for b in self.branches for p in b.network.parameters() if id(p) not in held]
-        if missing:
+        assert self._container is not None
+        if any(id(p) not in held for p in self._container.parameters()):
             raise RuntimeError(
-                f"{type(self).__name__}: no optimizer holds the branches of {sorted(set(missing))}: give the optimizer "
+                f"{type(self).__name__}: no optimizer holds the branches of {[b.layer.name for b in self.branches]}: "
+                "give the optimizer "
                 "`self.parameters()`, or those of the module that holds these layers, in `configure_optimizers`"
             )
         for b in self.branches:
@@ -347,6 +352,11 @@ def _measure(module: L.LightningModule, layers: list[Layer]) -> list[Layer]:
         else layer
         for layer in layers
     ]
+
+
+def container_key(layer: Layer) -> str:
+    """The name of a layer's branch in the container, where a name has no dots."""
+    return layer.name.replace(".", "-")
 
 
 def _common_owner(module: nn.Module, names: list[str]) -> nn.Module:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 
 from lightning_equiv.wiring.layers import Layer, first_tensor
 
@@ -77,6 +78,13 @@ def make_branch(layer: Layer, kind: str, scale: float) -> nn.Module:
     return {"linear": LinearBranch, "mlp": MLPBranch}[kind](*sizes, scale)
 
 
+def normalised(network: nn.Module) -> nn.Module:
+    """A branch that cannot grow: W / |W|_2 for its matrix (by power iteration), an output of RMS 1 for an MLP."""
+    if isinstance(network, MLPBranch):
+        return nn.Sequential(network, nn.RMSNorm(network.outer.weight.shape[0], elementwise_affine=False))
+    return parametrizations.spectral_norm(network)
+
+
 @dataclass(eq=False)
 class Branch:
     """A branch that hangs on a layer while it is attached.
@@ -90,6 +98,7 @@ class Branch:
         inputs: what the layer was called with, detached, since listening began.
         calls: how often the layer ran while listening.
         ever_ran: whether it ever did.
+        level: (x, f(x)) -> theta of this very call while listening; None takes `theta`.
     """
 
     layer: Layer
@@ -100,6 +109,7 @@ class Branch:
     inputs: list[Tensor] = field(default_factory=list)
     calls: int = 0
     ever_ran: bool = False
+    level: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def set_theta(self, value: float) -> None:
         """A new level; exactly 0 leaves the layer alone."""
@@ -141,33 +151,50 @@ class Branch:
         return rows.reshape(*leading, *self.layer.out_features).movedim(list(range(-len(dims), 0)), dims)
 
 
+def tensors(layer: Layer, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> tuple[Tensor, Tensor]:
+    """(x, f(x)) of a layer's call.
+
+    Raises:
+        TypeError: one of them is no tensor.
+    """
+    x, f_x = first_tensor(args, kwargs), getattr(output, "tensor", output)
+    if not isinstance(f_x, Tensor) or x is None:
+        raise TypeError(
+            f"{layer.name!r} maps {type(args[0] if args else None).__name__} to "
+            f"{type(output).__name__}: a branch needs a layer from a tensor to a tensor; choose one inside"
+        )
+    return x, f_x
+
+
+def relaxed(branch: Branch, theta: Tensor, x: Tensor, output: Any) -> Any:
+    """f(x) + theta n(x), as a tensor or as what the layer returns (escnn's geometric tensor)."""
+    f_x = getattr(output, "tensor", output)
+    n_x = branch.apply(x, f_x)
+    if n_x.shape != f_x.shape:
+        raise ValueError(
+            f"layer {branch.layer.name!r}: its branch gives {tuple(n_x.shape)} beside an output of "
+            f"{tuple(f_x.shape)}: expected equal shapes; say the layer's representations, "
+            "layers={name: (inputs, outputs)}"
+        )
+    total = f_x + (theta * n_x).to(f_x.dtype)
+    return total if f_x is output else type(output)(total, output.type)
+
+
 def hang(branch: Branch) -> Callable[[], None]:
     """Let the layer's output be f(x) + theta n(x) from now on; the function returned takes the branch away."""
 
     def relax(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         if not (branch.active or branch.listening):
             return None
-        x, f_x = first_tensor(args, kwargs), getattr(output, "tensor", output)
-        if not isinstance(f_x, Tensor) or x is None:
-            raise TypeError(
-                f"{branch.layer.name!r} maps {type(args[0] if args else None).__name__} to "
-                f"{type(output).__name__}: a branch needs a layer from a tensor to a tensor; choose one inside"
-            )
+        x, f_x = tensors(branch.layer, args, kwargs, output)
         if branch.listening:
             branch.calls += 1
             branch.ever_ran = True
-            if branch.active:
+            if branch.active and branch.level is None:
                 branch.inputs.append(x.detach())
         if not branch.active:
             return None
-        n_x = branch.apply(x, f_x)
-        if n_x.shape != f_x.shape:
-            raise ValueError(
-                f"layer {branch.layer.name!r}: its branch gives {tuple(n_x.shape)} beside an output of "
-                f"{tuple(f_x.shape)}: expected equal shapes; say the layer's representations, "
-                "layers={name: (inputs, outputs)}"
-            )
-        relaxed = f_x + (branch.theta * n_x).to(f_x.dtype)
-        return relaxed if f_x is output else type(output)(relaxed, output.type)  # escnn's geometric tensor
+        theta = branch.level(x, f_x) if branch.level is not None and branch.listening else branch.theta
+        return relaxed(branch, theta, x, output)
 
     return branch.layer.module.register_forward_hook(relax, with_kwargs=True).remove

@@ -1,0 +1,116 @@
+"""The recurrent state of a relaxed layer, and theta of a call, with a gradient to what it is learned by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_equiv.groups.representation import Representation
+from lightning_equiv.strategies.violation import Draw, Statistic, feature_rows, mean_squares, target_rows, violation
+from lightning_equiv.wiring.branch import Branch
+
+
+@dataclass
+class Step:
+    """What all layers share in a training step.
+
+    Attributes:
+        gain: b.
+        y: the target; None takes each layer's own output.
+        draw: number of rows -> group elements for them.
+    """
+
+    gain: float
+    y: Tensor | None
+    draw: Callable[[int], Draw]
+
+
+class Recurrence:
+    """h, u and w of one layer: h <- (1 - b) h + b s, theta = < w / |w|, h >.
+
+    Args:
+        branch: of the layer.
+        statistic: u and w.
+        target: how the group moves the target.
+        max_rows: rows that s is averaged over.
+        relaxed: start from h = w / |w|, theta = 1, or from 0.
+
+    Attributes:
+        h: (state_dim,) the state.
+        squares: (2,) running mean squares of x and y; None before the first step.
+        pending: (s, mean squares) of every call since the last optimizer step.
+    """
+
+    def __init__(
+        self, branch: Branch, statistic: Statistic, target: Representation | None, max_rows: int, relaxed: bool
+    ) -> None:
+        self.branch, self.statistic, self.target, self.max_rows = branch, statistic, target, max_rows
+        w = statistic.w.detach().double()
+        self.h = w / w.norm() if relaxed else torch.zeros_like(w)
+        self.squares: Tensor | None = None
+        self.pending: list[tuple[Tensor, Tensor]] = []
+
+    def level(self, step: Step, x: Tensor, f_x: Tensor) -> Tensor:
+        """Theta of one call of the layer, from the state that this call would leave."""
+        x_rows = feature_rows(self.branch, x, "in")
+        count = len(x_rows.values)
+        if step.y is None:
+            y_rows = feature_rows(self.branch, f_x, "out")
+        else:
+            assert self.target is not None
+            y_rows = target_rows(step.y, self.target, count)
+        if count > self.max_rows:
+            index = torch.arange(self.max_rows, device=x.device) * count // self.max_rows
+            x_rows, y_rows, count = x_rows.take(index), y_rows.take(index), self.max_rows
+        squares = mean_over_ranks(mean_squares(x_rows, y_rows))
+        if self.squares is None:
+            self.squares = squares
+        s = mean_over_ranks(violation(self.statistic, x_rows, y_rows, step.draw(count), self.squares.to(squares)))
+        self.pending.append((s.detach(), squares))
+        theta = self.statistic.direction().to(s) @ torch.lerp(self.h.to(s), s, step.gain)
+        self.branch.theta = theta.detach()
+        return theta
+
+    def commit(self, gain: float) -> None:
+        """H <- (1 - b) h + b s with the mean s since the last time; the mean squares alike; theta from them."""
+        if self.pending:
+            s, squares = (torch.stack(values).mean(0) for values in zip(*self.pending, strict=True))
+            assert self.squares is not None
+            self.h = torch.lerp(self.h.to(s), s, gain)
+            self.squares = torch.lerp(self.squares.to(squares), squares, gain)
+            self.pending = []
+        with torch.no_grad():
+            w = self.statistic.direction()
+            self.branch.theta = w @ self.h.to(w)
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {"h": self.h.cpu(), "squares": None if self.squares is None else self.squares.cpu()}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self.h, self.squares, self.pending = state["h"].clone(), state["squares"], []
+
+
+class _MeanOverRanks(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone()
+        torch.distributed.all_reduce(total)
+        return total / torch.distributed.get_world_size()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return _MeanOverRanks.forward(ctx, gradient)
+
+
+def mean_over_ranks(x: Tensor) -> Tensor:
+    """The mean over processes, with its gradient; x itself where there is one."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return x
+    mean: Tensor = _MeanOverRanks.apply(x)  # type: ignore[no-untyped-call]
+    return mean

@@ -1,0 +1,109 @@
+"""RECM written by hand: u, its average over the group and the states, with loops over samples and elements."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_equiv import RECM, SO3
+from lightning_equiv.groups.group import derived_generator
+from tests.strategies.relaxed_by_hand import LAYERS
+from tests.strategies.toys import SYMMETRY, Plain
+
+GAIN = 0.4
+
+
+def make_recm(**changes: Any) -> RECM:
+    settings = {"target": 1, "gain": GAIN, "statistic_width": 8, "state_dim": 3, "finalize": "drop"}
+    return RECM(SYMMETRY, LAYERS, "net", **{**settings, **changes})
+
+
+class RecmByHand(Plain):
+    """The twin: branches, u and w are modules of the module, and everything stands in `training_step`."""
+
+    def __init__(self, case: Any = None, net: nn.Module | None = None) -> None:
+        super().__init__(net)
+        strategy, borrowed = make_recm(), Plain()
+        strategy.attach(borrowed)  # only to start from the same numbers
+        self.branches = nn.ModuleList(copy.deepcopy(b.network) for b in strategy.branches)
+        self.statistics = nn.ModuleList(copy.deepcopy(r.statistic) for r in strategy.recurrences.values())
+        strategy.detach()
+        self.h = [s.w.detach().double() / s.w.detach().double().norm() for s in self.statistics]
+        self.squares: list[Any] = [None, None]
+        self.seen: list[list[tuple[Tensor, Tensor]]] = [[], []]
+        self.step = 0
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        clip = nn.utils.clip_grad_value_ if gradient_clip_algorithm == "value" else nn.utils.clip_grad_norm_
+        if gradient_clip_val:
+            clip(self.net.parameters(), gradient_clip_val)
+            clip([*self.branches.parameters(), *self.statistics.parameters()], gradient_clip_val)
+
+    def gain(self) -> float:
+        p = self.step / self.trainer.estimated_stepping_batches
+        return GAIN if p < 0.5 else GAIN * (2 - 2 * p)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        self.step = self.global_step
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if self.global_step == self.step:
+            return  # gradients are being accumulated
+        b = self.gain()
+        for i, seen in enumerate(self.seen):
+            s, squares = (sum(values) / len(seen) for values in zip(*seen, strict=True))
+            self.h[i] = (1 - b) * self.h[i].to(s) + b * s
+            self.squares[i] = (1 - b) * self.squares[i] + b * squares
+        self.seen = [[], []]
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        x, y = batch
+        h = self.net[0](x) + self.theta(0, x, y, batch_idx, vectors=True).to(x.dtype) * self.branches[0](x)
+        a = torch.tanh(h)
+        out = self.net[2](a) + self.theta(1, a, y, batch_idx, vectors=False).to(a.dtype) * self.branches[1](a)
+        return nn.functional.mse_loss(out, y)
+
+    def theta(self, i: int, x: Tensor, y: Tensor, batch_idx: int, vectors: bool) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            wide = torch.promote_types(x.dtype, torch.float32)
+            xs, ys = of_every_rank(x.detach().to(wide)), of_every_rank(y.to(wide))
+            squares = sum(torch.stack([x.square().mean(), y.square().mean()]) for x, y in zip(xs, ys, strict=True))
+            squares = squares / len(xs)
+            if self.squares[i] is None:
+                self.squares[i] = squares
+            p, q = self.squares[i].sqrt()
+            u_i = self.statistics[i]
+            inner, outer = (
+                m.weight.to(wide) / torch.linalg.svdvals(m.weight.to(wide))[0] for m in (u_i.inner, u_i.outer)
+            )
+            bias, w = u_i.inner.bias.to(wide), u_i.w.to(wide)
+
+            def u(x: Tensor, y: Tensor) -> Tensor:
+                z = torch.cat([x / p, y / q]) / (len(x) + len(y)) ** 0.5
+                return outer @ nn.functional.gelu(inner @ z + bias) / 1.1289042
+
+            s = torch.zeros(3, dtype=wide)
+            for rank, (x, y) in enumerate(zip(xs, ys, strict=True)):
+                place = (self.current_epoch, batch_idx)
+                draws = derived_generator("RECM", "recm", 0, rank, place)
+                R, n = SO3().sample(4 * 512, generator=draws).matrix.to(wide), len(x)
+                for j in range(n):
+                    turned = [u(R[m * n + j] @ x[j] if vectors else x[j], R[m * n + j] @ y[j]) for m in range(4)]
+                    s = s + (u(x[j], y[j]) - sum(turned) / 4) / n / len(xs)
+            self.seen[i].append((s.detach(), squares))
+            b = self.gain()
+            return w @ ((1 - b) * self.h[i].to(wide) + b * s) / w.norm()
+
+
+def of_every_rank(x: Tensor) -> list[Tensor]:
+    """What every process holds: each computes the sums of all."""
+    if not torch.distributed.is_initialized():
+        return [x]
+    held = [torch.empty_like(x) for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather(held, x)
+    return held
