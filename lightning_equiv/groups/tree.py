@@ -148,7 +148,7 @@ def leaf_pairs(spec: Spec, left: Tree, right: Tree) -> list[tuple[Tensor, Tensor
     return list(zip(*found, strict=True))
 
 
-def lookup(tree: Tree, path: Hashable | Sequence[Hashable]) -> Tree:
+def lookup(tree: Tree, path: Hashable | Sequence[Hashable], what: str = "target") -> Tree:
     """What lies at a key, an index, or a path of these: "y", "labels.y", 1, ["labels", 0].
 
     Raises:
@@ -162,7 +162,7 @@ def lookup(tree: Tree, path: Hashable | Sequence[Hashable]) -> Tree:
         held = children(tree)
         if held is None or key not in held:
             there = describe(tree)
-            raise ValueError(f"target={path!r} is not in the batch: {key!r} was looked for in {there}")
+            raise ValueError(f"{what}={path!r} is not in the batch: {key!r} was looked for in {there}")
         tree = held[key]
     return tree
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from contextlib import ExitStack
 from dataclasses import replace
@@ -12,7 +11,6 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
@@ -20,7 +18,7 @@ from lightning_equiv.groups.element import element_dtype
 from lightning_equiv.groups.group import derived_generator
 from lightning_equiv.groups.symmetry import Symmetry
 from lightning_equiv.metrics.equivariance_error import EquivarianceError
-from lightning_equiv.strategies.strategy import Strategy
+from lightning_equiv.strategies.strategy import Strategy, run_length
 from lightning_equiv.wiring.branch import Branch, hang, make_branch
 from lightning_equiv.wiring.calls import CallRecorder
 from lightning_equiv.wiring.clipping import clip_apart
@@ -86,7 +84,6 @@ class BranchStrategy(Strategy):
         self.branches: list[Branch] = []
         self._container: Transient | None = None
         self._loaded: dict[str, Any] | None = None
-        self._temporary = ExitStack()  # what a later hook of the Trainer takes back
 
     # ---- what a subclass says ------------------------------------------------------------------------------------
     @abstractmethod
@@ -185,26 +182,7 @@ class BranchStrategy(Strategy):
         earlier = callbacks[: callbacks.index(self)]
         if any(isinstance(callback, WeightAveraging) for callback in earlier):
             raise RuntimeError(f"weight averaging must come after {type(self).__name__} in the list of callbacks")
-        if not (is_overridden("configure_model", pl_module) or is_overridden("setup", pl_module)):
-            self.attach(pl_module)
-            return
-        before, own = pl_module.configure_model, pl_module.__dict__.get("configure_model")
-
-        def configure_model() -> None:  # without functools.wraps, or Lightning believes that it is not overridden
-            before()
-            restore()
-            if self._undo is None:
-                self.attach(pl_module)
-
-        def restore() -> None:
-            if pl_module.__dict__.get("configure_model") is configure_model:
-                if own is None:
-                    del pl_module.__dict__["configure_model"]
-                else:
-                    pl_module.__dict__["configure_model"] = own
-
-        pl_module.__dict__["configure_model"] = configure_model
-        self._temporary.callback(restore)
+        self.attach_early(pl_module)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Check what only the optimizers and the loaders can tell."""
@@ -222,13 +200,7 @@ class BranchStrategy(Strategy):
             b.theta = b.theta.to(pl_module.device)
 
     def _total(self, trainer: L.Trainer) -> int:
-        total = self.horizon if self.horizon is not None else trainer.estimated_stepping_batches
-        if not math.isfinite(total) or total < 1:
-            raise ValueError(
-                f"{type(self).__name__} needs to know how long the run is, but the Trainer's horizon is {total}: "
-                "set max_epochs or max_steps, or say horizon=<optimizer steps>"
-            )
-        return int(total)
+        return run_length(trainer, self.horizon, type(self).__name__)
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -289,11 +261,6 @@ class BranchStrategy(Strategy):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Relax again."""
         self._temporary.close()
-
-    def detach(self) -> None:
-        """Let go: the network that is left is the user's."""
-        self._temporary.close()
-        super().detach()
 
     def state_dict(self) -> dict[str, Any]:
         """The branches' weights."""

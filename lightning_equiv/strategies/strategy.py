@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from contextlib import ExitStack
 from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lightning_equiv.groups.group import derived_generator, process_rank
 
@@ -38,6 +40,7 @@ class Strategy(L.Callback):
     def __init__(self, *, name: str, seed: int = 0) -> None:
         self.name, self.seed = name, seed
         self._undo: ExitStack | None = None
+        self._temporary = ExitStack()  # what a later hook of the Trainer, or detach, takes back
         self._place: tuple[int, int] | None = None
         self._count = 0
 
@@ -67,6 +70,7 @@ class Strategy(L.Callback):
 
     def detach(self) -> None:
         """Let go of the module; nothing happens where nothing is held."""
+        self._temporary.close()
         undo, self._undo, self._place = self._undo, None, None
         if undo is not None:
             undo.close()
@@ -77,6 +81,29 @@ class Strategy(L.Callback):
         if self._place is None:  # a loop without a Trainer
             self._count += 1
         return derived_generator(type(self).__name__, self.name, self.seed, rank, self._place or self._count)
+
+    def attach_early(self, module: L.LightningModule) -> None:
+        """Attach now, or as soon as a lazily built model is there: before the optimizers and before DDP."""
+        if not (is_overridden("configure_model", module) or is_overridden("setup", module)):
+            self.attach(module)
+            return
+        before, own = module.configure_model, module.__dict__.get("configure_model")
+
+        def configure_model() -> None:  # without functools.wraps, or Lightning believes that it is not overridden
+            before()
+            restore()
+            if self._undo is None:
+                self.attach(module)
+
+        def restore() -> None:
+            if module.__dict__.get("configure_model") is configure_model:
+                if own is None:
+                    del module.__dict__["configure_model"]
+                else:
+                    module.__dict__["configure_model"] = own
+
+        module.__dict__["configure_model"] = configure_model
+        self._temporary.callback(restore)
 
     def log_values(self, module: L.LightningModule, values: dict[str, Any], batch_size: int) -> None:
         """Log values under this strategy's name, inside `training_step`."""
@@ -111,3 +138,18 @@ class Strategy(L.Callback):
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Detach."""
         self.detach()
+
+
+def run_length(trainer: L.Trainer, horizon: int | None, who: str) -> int:
+    """Optimizer steps of the whole run.
+
+    Raises:
+        ValueError: nobody says when it ends.
+    """
+    total = horizon if horizon is not None else trainer.estimated_stepping_batches
+    if not math.isfinite(total) or total < 1:
+        raise ValueError(
+            f"{who} needs to know how long the run is, but the Trainer's horizon is {total}: "
+            "set max_epochs or max_steps, or say horizon=<optimizer steps>"
+        )
+    return int(total)
