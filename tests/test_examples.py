@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 COMMANDS = {
     "nbody_remul.py": ["--no-progress", "--threads", "1", "--out", "{out}"],
     "nbody_constraint_relaxation.py": ["--no-progress", "--threads", "1", "--out", "{out}"],
+    "nbody_recm.py": ["--no-progress", "--threads", "1", "--out", "{out}"],
     "shapes_constraint_relaxation.py": ["--no-progress", "--threads", "1", "--out", "{out}"],
     "benchmark_relaxation.py": ["--csv", "{out}/relaxation.csv"],
     "benchmark_wigner.py": ["--csv", "{out}/wigner.csv"],

@@ -89,7 +89,8 @@ class RECM(BranchStrategy):
         @inproceedings{pertigkiozoglou2026recurrent,
           title={Recurrent Equivariant Constraint Modulation: Learning Per-Layer Symmetry Relaxation from Data},
           author={Pertigkiozoglou, Stefanos and Petrache, Mircea and Trivedi, Shubhendu and Daniilidis, Kostas},
-          booktitle={International Conference on Machine Learning}, year={2026}, note={arXiv:2602.02853}}
+          booktitle={Proceedings of the 43rd International Conference on Machine Learning}, series={PMLR}, volume={306},
+          pages={98322--98341}, year={2026}, note={arXiv:2602.02853}}
     """
 
     def __init__(
@@ -321,6 +322,9 @@ class RECM(BranchStrategy):
             for b in self.branches
         ]
         lines = [f"  {v['layer']}: theta {v['theta']:+.4f}{', strict' if v['strict'] else ''}" for v in self.verdict]
+        left = math.exp(-0.75 * self.gain * self._total(trainer))  # the product of 1 - b over the run
+        if left > 0.01:
+            lines.append(f"  {left:.0%} of the start is left in every state: train longer, or raise gain={self.gain}")
         rank_zero_info("\n".join([f"{type(self).__name__}, relaxation of every layer:", *lines]))
         if trainer.loggers and trainer.log_dir is not None:
             _write(Path(trainer.log_dir) / f"{self.name}_verdict.json", self.verdict)
