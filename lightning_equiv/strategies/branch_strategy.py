@@ -134,7 +134,9 @@ class BranchStrategy(Strategy):
         undo.callback(clip_apart(module, container.parameters()))
         for b in self.branches:
             undo.callback(hang(b))
-        undo.callback(wrap_training_step(module, StepHooks(self._before, self._after(module), self._done)))
+        undo.callback(
+            wrap_training_step(module, StepHooks(ready=self._ready, after=self._after(module), done=self._done))
+        )
 
     def _forget(self, owner: nn.Module, place: str) -> None:
         delattr(owner, place)
@@ -143,10 +145,9 @@ class BranchStrategy(Strategy):
             rank_zero_warn(f"{type(self).__name__}: these layers never ran while training: {never}")
         self._container, self._loaded = None, None
 
-    def _before(self, batch: Any) -> Any:
+    def _ready(self, batch: Any) -> None:
         for b in self.branches:
             b.start()
-        return batch
 
     def _done(self) -> None:
         for b in self.branches:

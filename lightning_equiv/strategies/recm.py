@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import weakref
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any, Literal
 import lightning as L
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_only
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_equiv.groups.group import Group, as_group
 from lightning_equiv.groups.representation import Representation
@@ -21,13 +22,11 @@ from lightning_equiv.groups.tree import describe, lookup
 from lightning_equiv.strategies.branch_strategy import BranchStrategy, Evaluate, container_key
 from lightning_equiv.strategies.recurrence import Recurrence, Step
 from lightning_equiv.strategies.remul import Target
-from lightning_equiv.strategies.violation import Draw, Statistic, target_size
+from lightning_equiv.strategies.violation import Statistic, draw_elements, target_size
 from lightning_equiv.wiring.branch import normalised
 from lightning_equiv.wiring.layers import Layer, Layers
 from lightning_equiv.wiring.relaxed_layer import RelaxedLayer, replace_layers
 from lightning_equiv.wiring.transient import Transient
-
-FULL_SUM = 16  # elements of a finite group up to which all are taken
 
 
 class RECM(BranchStrategy):
@@ -148,9 +147,8 @@ class RECM(BranchStrategy):
         self.statistic_width, self.state_dim, self.start = statistic_width, state_dim, start
         self.threshold, self.finalize, self.max_rows = threshold, finalize, max_rows
         self.target_representation = self._declared()
-        self.target_size = (
-            None if self.target_representation is None else target_size(self.target_representation, self.group)
-        )
+        moved = self.target_representation
+        self.target_size = None if moved is None else target_size(moved, self.group)
         self.verdict: list[dict[str, Any]] = []
         self._gain, self._step = gain, 0
         self.recurrences: dict[str, Recurrence] = {}
@@ -158,6 +156,7 @@ class RECM(BranchStrategy):
         self._now: Step | None = None
         self._saved: dict[str, Any] | None = None  # the state when training ended
         self._put_back: Callable[[], None] | None = None
+        self._finished: weakref.ref[nn.Module] | None = None  # the module of that training
 
     def _declared(self) -> Representation | None:
         """How the group moves the target."""
@@ -238,19 +237,11 @@ class RECM(BranchStrategy):
         return zero + 0 * sum(p.sum() for p in idle)
 
     # ---- a training step -----------------------------------------------------------------------------------------
-    def _before(self, batch: Any) -> Any:
-        self._now = Step(self._gain, None if self.target is None else self._target(batch), self._draw())
-        return super()._before(batch)
-
-    def _draw(self) -> Callable[[int], Draw]:
-        """Elements for this step: from the number of rows, the whole group for each of them or M of their own."""
-        device, order = self.branches[0].theta.device, self.group.order
-        if order is not None and order <= FULL_SUM:
-            every, numbers = self.group.elements(device=device), torch.arange(order, device=device)
-            return lambda rows: Draw(every[numbers.repeat_interleave(rows)], order)
-        n = self.num_samples * self.max_rows
-        draw = Draw(self.group.sample(n, generator=self.generator(), device=device), self.num_samples)
-        return lambda rows: draw
+    def _ready(self, batch: Any) -> None:
+        device, samples = self.branches[0].theta.device, self.num_samples
+        elements = draw_elements(self.group, samples, self.max_rows, self.generator, device)
+        self._now = Step(self._gain, None if self.target is None else self._target(batch), elements)
+        super()._ready(batch)
 
     def _target(self, batch: Any) -> Tensor:
         assert self.target is not None
@@ -272,7 +263,7 @@ class RECM(BranchStrategy):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """For `fit` begin (again) from the user's layers; for anything else wait for a checkpoint with our state."""
         if stage == "fit":
-            self._undo_finalize()
+            self._undo_finalize(pl_module)
             super().setup(trainer, pl_module, stage)
             return
         own, before = pl_module.__dict__.get("on_load_checkpoint"), pl_module.on_load_checkpoint
@@ -281,7 +272,7 @@ class RECM(BranchStrategy):
             before(checkpoint)
             state = checkpoint.get("callbacks", {}).get(self.state_key)
             if state:
-                self._undo_finalize()
+                self._undo_finalize(pl_module)
                 self.detach()
                 self.load_state_dict(state)
                 self.attach(pl_module)
@@ -340,18 +331,21 @@ class RECM(BranchStrategy):
             self._finalize(pl_module)
 
     def _finalize(self, module: L.LightningModule) -> None:
+        self._finished = weakref.ref(module)
         kept = [b for b in self.branches if abs(float(b.theta)) >= self.threshold]
         if self.finalize == "keep" and kept:
             self._put_back = replace_layers(module, kept)
 
-    def _undo_finalize(self) -> None:
-        """The user's own layers again, and the state of the training that ended."""
-        put_back, self._put_back = self._put_back, None
+    def _undo_finalize(self, module: L.LightningModule) -> None:
+        """The module's own layers again, and the state of its training that ended; another module begins anew."""
+        put_back, saved = self._put_back, self._saved
+        self._put_back, self._saved = None, None
+        if self._finished is None or self._finished() is not module:
+            return
         if put_back is not None:
             put_back()
-            if self._saved is not None:
-                self.load_state_dict(self._saved)
-        self._saved = None
+        if saved is not None:
+            self.load_state_dict(saved)
 
     def restore(self, module: L.LightningModule, checkpoint: Mapping[str, Any]) -> None:
         """Weights and relaxed layers of a checkpoint, without a Trainer.

@@ -62,7 +62,7 @@ class Recurrence:
             y_rows = feature_rows(self.branch, f_x, "out")
         else:
             assert self.target is not None
-            y_rows = target_rows(step.y, self.target, count)
+            y_rows = target_rows(step.y, self.target, count, x_rows.values.dtype)
         if count > self.max_rows:
             index = torch.arange(self.max_rows, device=x.device) * count // self.max_rows
             x_rows, y_rows, count = x_rows.take(index), y_rows.take(index), self.max_rows

@@ -126,7 +126,7 @@ class REMUL(Strategy):
         def after(batch: Any, task_loss: Tensor) -> Tensor:
             return self._total(module, network, shared, batch, task_loss, recorder.stop())
 
-        undo.callback(wrap_training_step(module, StepHooks(before, after)))
+        undo.callback(wrap_training_step(module, StepHooks(before=before, after=after)))
 
     def _total(
         self,

@@ -10,6 +10,7 @@ is 0 for every u where p is symmetric, and no longer than W1(p, p̄) where u is 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -29,6 +30,7 @@ from lightning_equiv.groups.representation import (
 from lightning_equiv.wiring.branch import Branch
 
 GELU_SLOPE = 1.1289042  # the largest slope of GELU, at sqrt(2)
+FULL_SUM = 16  # elements of a finite group up to which all are taken
 INVARIANT_SIZE = 32  # numbers that stand for a target that nothing moves
 
 
@@ -88,6 +90,26 @@ class Draw:
             columns = IrrepsTensor(o3.Irreps([(1, ir)]))(self.elements[: n * self.times], eye)  # [m n, j, i]
             self._matrices[key] = columns.mT.reshape(self.times, n, -1).transpose(0, 1)
         return self._matrices[key]
+
+
+def draw_elements(
+    group: Group, times: int, max_rows: int, generator: Callable[[], torch.Generator], device: torch.device
+) -> Callable[[int], Draw]:
+    """Elements for a step: from a number of rows, the whole of a small finite group for each, or `times` of its own.
+
+    Args:
+        group: whose.
+        times: M.
+        max_rows: most rows that will be asked for.
+        generator: makes the generator that draws.
+        device: where the elements are wanted.
+    """
+    order = group.order
+    if order is not None and order <= FULL_SUM:
+        every, numbers = group.elements(device=device), torch.arange(order, device=device)
+        return lambda rows: Draw(every[numbers.repeat_interleave(rows)], order)
+    draw = Draw(group.sample(times * max_rows, generator=generator(), device=device), times)
+    return lambda rows: draw
 
 
 @dataclass(frozen=True)
@@ -154,8 +176,8 @@ def feature_rows(branch: Branch, x: Tensor, side: str) -> Rows:
     return Rows(wide(rows), (*features, *[1] * layer.grid), representation)
 
 
-def target_rows(y: Tensor, representation: Representation, count: int) -> Rows:
-    """A target as `count` rows: each of its own rows stands for equally many of the layer's, in order.
+def target_rows(y: Tensor, representation: Representation, count: int, dtype: torch.dtype | None = None) -> Rows:
+    """A target as `count` rows (in float32 at least, or in `dtype`), each of its own for equally many, in order.
 
     Raises:
         ValueError: the layer's rows are no multiple of the target's.
@@ -173,7 +195,7 @@ def target_rows(y: Tensor, representation: Representation, count: int) -> Rows:
             f"{tuple(y.shape)}: expected one target for each row, or for equally many rows in order; bring them into "
             "order with a callable, e.g. target=lambda batch: batch.y[batch.batch], or leave `target` out"
         )
-    return Rows(rows.repeat_interleave(count // len(rows), 0), shape, representation)
+    return Rows(rows.repeat_interleave(count // len(rows), 0).to(dtype), shape, representation)
 
 
 def target_size(representation: Representation, group: Group) -> int:
@@ -199,7 +221,7 @@ def target_size(representation: Representation, group: Group) -> int:
 def _invariant(y: Tensor) -> Tensor:
     """(rows, INVARIANT_SIZE): numbers padded or folded, whole numbers one-hot; nothing gets longer."""
     if not y.is_floating_point():
-        return nn.functional.one_hot(y.flatten() % INVARIANT_SIZE, INVARIANT_SIZE).to(torch.float32)
+        return nn.functional.one_hot(y.flatten().long() % INVARIANT_SIZE, INVARIANT_SIZE).to(torch.float32)
     rows = wide(y)[:, None] if y.ndim == 1 else wide(y).flatten(0, -2)
     folds = math.ceil(rows.shape[1] / INVARIANT_SIZE)
     rows = nn.functional.pad(rows, (0, folds * INVARIANT_SIZE - rows.shape[1]))

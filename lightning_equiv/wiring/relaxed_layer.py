@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -31,13 +32,14 @@ class RelaxedLayer(nn.Module):
 
     def __init__(self, branch: Branch) -> None:
         super().__init__()
+        branch.network.eval()  # or taking the norm off would take one more power iteration
         for module in branch.network.modules():
             if parametrize.is_parametrized(module, "weight"):
                 parametrize.remove_parametrizations(module, "weight")
         self.layer = branch.layer.module
         self.branch = branch.network
         self.register_buffer("theta", branch.theta.detach().clone().to(next(branch.network.parameters())))
-        self._geometry = Branch(branch.layer, branch.network)
+        self._geometry = Branch(replace(branch.layer, inputs=None, outputs=None), branch.network)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """f(x) + theta n(x) of the first tensor x."""

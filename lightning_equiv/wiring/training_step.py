@@ -26,11 +26,13 @@ class StepHooks:
 
     Attributes:
         before: batch -> the batch that the step shall see.
+        ready: told the batch that the step will see, when everybody has changed it who wants to.
         after: (batch that the step saw, its loss) -> the loss to train on.
         done: called as soon as the step has returned, before anything else runs the network.
     """
 
     before: Callable[[Any], Any] = lambda batch: batch
+    ready: Callable[[Any], None] = lambda batch: None
     after: Callable[[Any, Tensor], Tensor] = lambda batch, loss: loss
     done: Callable[[], None] = lambda: None
 
@@ -63,6 +65,8 @@ def _wrap(module: L.LightningModule) -> list[StepHooks]:
         batch = kwargs.pop("batch") if named else args[0]
         for hooks in entries:
             batch = hooks.before(batch)
+        for hooks in entries:
+            hooks.ready(batch)
         output = original(batch=batch, **kwargs) if named else original(batch, *args[1:], **kwargs)
         for hooks in entries:
             hooks.done()
