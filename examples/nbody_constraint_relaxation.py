@@ -101,7 +101,7 @@ def main(argv: list[str] | None = None) -> None:
     options = arguments(__doc__, sorted(PRESETS)).parse_args(argv)
     preset = FAST_DEV_RUN if options.fast_dev_run else PRESETS[options.preset]
 
-    def make_module(_: str) -> Charges:
+    def make_module(way: str, size: float) -> Charges:
         return Charges(E3nnMessagePassing(preset.hidden, preset.layers), preset.lr, preset.steps)
 
     def make_data(size: float) -> ChargedDataModule:

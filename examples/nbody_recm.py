@@ -60,7 +60,7 @@ FAST_DEV_RUN = Preset(
 )
 
 
-def make_module(way: str, preset: Preset) -> Charges:
+def make_module(way: str, field: float, preset: Preset) -> Charges:
     """The user's training; "unconstrained" has a dense matrix beside each update, in full and for good."""
     module = Charges(E3nnMessagePassing(preset.hidden, preset.layers), preset.lr, preset.steps)
     if way == "unconstrained":

@@ -96,7 +96,7 @@ def main(argv: list[str] | None = None) -> None:
     options = arguments(__doc__, sorted(PRESETS)).parse_args(argv)
     preset = FAST_DEV_RUN if options.fast_dev_run else PRESETS[options.preset]
 
-    def make_module(_: str) -> Shapes:
+    def make_module(way: str, size: float) -> Shapes:
         net = VectorNeuronClassifier(len(SHAPE_CLASSES), preset.channels, num_neighbours=0)
         return Shapes(net, preset.lr, preset.steps)
 

@@ -20,15 +20,25 @@ from lightning_equiv.groups.representation import (
     Representation,
 )
 from lightning_equiv.groups.rotation import O3, SO2, SO3
+from lightning_equiv.groups.shift import Regular, Shifted
 from lightning_equiv.groups.symmetry import NodeIndex, Symmetry
 from lightning_equiv.metrics.equivariance_error import EquivarianceError
 from lightning_equiv.metrics.functional import equivariance_error
 from lightning_equiv.metrics.monitor import EquivarianceMonitor
+from lightning_equiv.modules.cloned_layer import ClonedLayer, ConditionalBilinear, ConditionalMLP
+from lightning_equiv.modules.teachers import (
+    CircularConvolution,
+    EquivariantLinear,
+    EquivariantTensorProduct,
+    GroupConvolution,
+    Teacher,
+)
 from lightning_equiv.strategies.constraint_relaxation import ConstraintRelaxation
 from lightning_equiv.strategies.group_augmentation import GroupAugmentation
 from lightning_equiv.strategies.recm import RECM
 from lightning_equiv.strategies.remul import REMUL
 from lightning_equiv.strategies.strategy import Strategy
+from lightning_equiv.strategies.symmetry_cloning import SymmetryCloning
 from lightning_equiv.wiring.relaxed_layer import RelaxedLayer
 
 __version__ = "0.1.0"
@@ -43,16 +53,23 @@ __all__ = [
     "SO3",
     "AlgebraElement",
     "CartesianTensor",
+    "CircularConvolution",
+    "ClonedLayer",
     "Composed",
+    "ConditionalBilinear",
+    "ConditionalMLP",
     "ConstraintRelaxation",
     "Custom",
     "Cyclic",
     "Dihedral",
     "EquivarianceError",
     "EquivarianceMonitor",
+    "EquivariantLinear",
+    "EquivariantTensorProduct",
     "Factor",
     "Group",
     "GroupAugmentation",
+    "GroupConvolution",
     "GroupElement",
     "Image",
     "Invariant",
@@ -62,10 +79,14 @@ __all__ = [
     "Permuted",
     "Point",
     "Product",
+    "Regular",
     "RelaxedLayer",
     "Representation",
+    "Shifted",
     "Strategy",
     "Symmetry",
+    "SymmetryCloning",
+    "Teacher",
     "VectorField",
     "as_group",
     "as_representation",

@@ -15,9 +15,11 @@ ROOT = Path(__file__).parents[1]
 COMMANDS = {
     "nbody_remul.py": ["--no-progress", "--threads", "1", "--out", "{out}"],
     "nbody_constraint_relaxation.py": ["--no-progress", "--threads", "1", "--out", "{out}"],
+    "digits_symmetry_cloning.py": ["--no-progress", "--threads", "1", "--out", "{out}"],
     "nbody_recm.py": ["--no-progress", "--threads", "1", "--out", "{out}"],
     "shapes_constraint_relaxation.py": ["--no-progress", "--threads", "1", "--out", "{out}"],
     "benchmark_relaxation.py": ["--csv", "{out}/relaxation.csv"],
+    "benchmark_cloning.py": ["--csv", "{out}/cloning.csv"],
     "benchmark_wigner.py": ["--csv", "{out}/wigner.csv"],
     "benchmark_metrics.py": ["--csv", "{out}/metrics.csv"],
 }

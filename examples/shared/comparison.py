@@ -25,7 +25,8 @@ import matplotlib.pyplot as plt
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 
-Way = Callable[[float], list[L.Callback]]  # from the case: a training-set size, a field strength
+Case = float | str  # what runs differ in besides the way: a training-set size, a field's strength, a problem
+Way = Callable[[Any], list[L.Callback]]  # from the case
 
 
 @dataclass
@@ -33,7 +34,7 @@ class Run:
     """One training."""
 
     way: str
-    case: float
+    case: Case
     seed: int
     val: float
     test: float
@@ -58,7 +59,7 @@ class Curves(L.Callback):
 
 def train(
     way: str,
-    case: float,
+    case: Case,
     callbacks: list[L.Callback],
     module: L.LightningModule,
     data: L.LightningDataModule,
@@ -97,10 +98,10 @@ def compare(
     options: argparse.Namespace,
     path: Path,
     *,
-    cases: Sequence[float],
+    cases: Sequence[Case],
     seeds: int,
-    make_module: Callable[[str], L.LightningModule],
-    make_data: Callable[[float], L.LightningDataModule],
+    make_module: Callable[[str, Any], L.LightningModule],
+    make_data: Callable[[Any], L.LightningDataModule],
     picture: Callable[[list[Run], Path], None],
     unit: str,
     scale: float,
@@ -115,7 +116,7 @@ def compare(
         path: where table and picture go, without a suffix.
         cases: what the runs differ in besides the way, called `axis` in the table.
         seeds: runs of each.
-        make_module: name of the way -> a fresh module.
+        make_module: name of the way, case -> a fresh module.
         make_data: case -> its data.
         picture: draws the runs.
         unit: of validation and test in the table.
@@ -135,10 +136,12 @@ def compare(
         for seed in range(options.seeds or seeds):
             for way in options.ways or ways:
                 L.seed_everything(seed, verbose=False)
-                module, data = make_module(way), make_data(case)
+                module, data = make_module(way, case), make_data(case)
                 progress = options.progress
                 runs.append(train(way, case, ways[way](case), module, data, seed=seed, progress=progress, **settings))
-                print(f"{way}, {case:g} {axis}, seed {seed}: test {scale * runs[-1].test:.2f} ({unit})", flush=True)
+                print(
+                    f"{way}, {axis} {shown(case)}, seed {seed}: test {scale * runs[-1].test:.2f} ({unit})", flush=True
+                )
                 write(runs, path, command, scale=scale, unit=unit, axis=axis)
     picture(runs, path)
     print(path.with_suffix(".md").read_text())
@@ -171,6 +174,11 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists.*")
 
 
+def shown(case: Case) -> str:
+    """A case in a table."""
+    return case if isinstance(case, str) else f"{case:g}"
+
+
 def spread(values: list[float]) -> str:
     """Mean +- standard deviation over seeds."""
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
@@ -180,13 +188,13 @@ def spread(values: list[float]) -> str:
 def table(runs: list[Run], scale: float, unit: str, axis: str) -> list[list[str]]:
     """A row for each case and way."""
     rows = [[axis, "training", "seeds", f"validation {unit}", f"test {unit}", "minutes a run"]]
-    for case in sorted({r.case for r in runs}):
+    for case in dict.fromkeys(r.case for r in runs):
         for way in dict.fromkeys(r.way for r in runs):
             some = [r for r in runs if (r.way, r.case) == (way, case)]
             if some:
                 minutes = f"{statistics.mean(r.seconds for r in some) / 60:.1f}"
                 val, test = (spread([scale * getattr(r, part) for r in some]) for part in ("val", "test"))
-                rows.append([f"{case:g}", way, str(len(some)), val, test, minutes])
+                rows.append([shown(case), way, str(len(some)), val, test, minutes])
     return rows
 
 

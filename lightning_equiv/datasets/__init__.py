@@ -1,5 +1,6 @@
 """Real problems that need no download, each a LightningDataModule."""
 
+from lightning_equiv.datasets.digits import DigitsDataModule
 from lightning_equiv.datasets.dynamics import (
     charged_energy,
     gravity_energy,
@@ -19,6 +20,7 @@ from lightning_equiv.datasets.shapes import SHAPE_CLASSES, ShapesDataModule, sha
 __all__ = [
     "SHAPE_CLASSES",
     "ChargedDataModule",
+    "DigitsDataModule",
     "GravityDataModule",
     "ShapesDataModule",
     "charged_dataset",

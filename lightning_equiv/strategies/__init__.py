@@ -5,6 +5,7 @@ from lightning_equiv.strategies.group_augmentation import GroupAugmentation
 from lightning_equiv.strategies.recm import RECM
 from lightning_equiv.strategies.remul import REMUL
 from lightning_equiv.strategies.strategy import Strategy
+from lightning_equiv.strategies.symmetry_cloning import SymmetryCloning
 
 __all__ = [
     "RECM",
@@ -12,4 +13,5 @@ __all__ = [
     "ConstraintRelaxation",
     "GroupAugmentation",
     "Strategy",
+    "SymmetryCloning",
 ]

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 import lightning_equiv
 from lightning_equiv import RECM, REMUL, GroupAugmentation, Strategy
+from tests.strategies.cloned_by_hand import ClonedByHand, make_cloning
 from tests.strategies.recm_by_hand import RecmByHand, make_recm
 from tests.strategies.relaxed_by_hand import RelaxedByHand, make_relaxation
 from tests.strategies.toys import (
@@ -111,6 +112,7 @@ CASES = {
     ),
     "constraint relaxation": Case(make_relaxation, RelaxedByHand),
     "recm": Case(make_recm, RecmByHand),
+    "symmetry cloning": Case(make_cloning, ClonedByHand),
 }
 
 
@@ -159,7 +161,15 @@ DISTRIBUTED: dict[str, dict[str, Any]] = {
 @pytest.mark.slow
 @pytest.mark.parametrize("row", DISTRIBUTED)
 @pytest.mark.parametrize(
-    "name", ["remul, label-anchored", "remul, prediction-anchored", "augmentation", "constraint relaxation", "recm"]
+    "name",
+    [
+        "remul, label-anchored",
+        "remul, prediction-anchored",
+        "augmentation",
+        "constraint relaxation",
+        "recm",
+        "symmetry cloning",
+    ],
 )
 def test_trains_as_the_loss_written_by_hand_on_two_processes(name: str, row: str, tmp_path: Any) -> None:
     from lightning.pytorch.strategies import DDPStrategy
@@ -217,7 +227,7 @@ def test_attach_then_detach_is_the_identity(case: Case) -> None:
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_a_loop_without_a_trainer(case: Case) -> None:
     if case.by_hand is None:
-        pytest.skip("a strategy with branches is driven by `relax`, see its own tests")
+        pytest.skip("driven by hand in its own tests")
     module, strategy = Plain(), case.make()
     module.log = lambda *_, **__: None  # type: ignore[method-assign]
     strategy.attach(module)
@@ -343,7 +353,7 @@ def test_resumes_bit_for_bit_and_the_checkpoint_loads_without_us(name: str, tmp_
     # a state of ours, or an optimizer that held weights of ours, is missed by a run that goes on without us
     if make().adds_parameters:
         return
-    if name == "remul, gradnorm":
+    if name in ("remul, gradnorm", "symmetry cloning"):  # which have a state
         with pytest.warns(UserWarning, match="callbacks used to create the checkpoint"):
             alone = fit(3, ckpt_path=str(path))
     else:
