@@ -122,7 +122,9 @@ def picture(runs: list[Run], path: Path, *, layers: int) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    options = arguments(__doc__, sorted(PRESETS)).parse_args(argv)
+    parser = arguments(__doc__, sorted(PRESETS))
+    parser.add_argument("--fields", nargs="+", type=float, help="other strengths; samples are turned at exactly 0 only")
+    options = parser.parse_args(argv)
     preset = FAST_DEV_RUN if options.fast_dev_run else PRESETS[options.preset]
 
     def make_data(field: float) -> ChargedDataModule:
@@ -140,7 +142,7 @@ def main(argv: list[str] | None = None) -> None:
         WAYS,
         options,
         options.out / f"nbody_recm_{'fast_dev_run' if options.fast_dev_run else options.preset}",
-        cases=preset.fields,
+        cases=options.fields or preset.fields,
         seeds=preset.seeds,
         make_module=partial(make_module, preset=preset),
         make_data=make_data,

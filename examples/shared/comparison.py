@@ -129,8 +129,8 @@ def compare(
         return
     quiet()
     torch.set_num_threads(options.threads)
-    command = f"python examples/{Path(sys.argv[0]).name} --preset {options.preset}"
-    command += f" --ways {' '.join(map(shlex.quote, options.ways))}" if options.ways else ""
+    told = [word for word in sys.argv[1:] if word not in ("--no-progress", "--out", str(options.out))]
+    command = shlex.join(["python", f"examples/{Path(sys.argv[0]).name}", *told])
     runs: list[Run] = []
     for case in cases:
         for seed in range(options.seeds or seeds):

@@ -148,7 +148,7 @@ def fingerprint(teacher: nn.Module, student: nn.Module, settings: Settings, inpu
     digest = hashlib.sha256()
     for name, tensor in teacher.state_dict().items():
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     digest.update(repr((teacher, getattr(teacher, "num_weights", 0), settings, inputs)).encode())
     digest.update(repr((student, [tuple(p.shape) for p in student.parameters()])).encode())
     return digest.hexdigest()

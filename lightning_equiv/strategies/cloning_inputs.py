@@ -118,11 +118,17 @@ def shapes_or_reader(teacher: nn.Module, inputs: Inputs | None) -> Any:
     if callable(inputs):
         return _reader(inputs)
     if isinstance(inputs, Mapping):
+        if num_weights(teacher):
+            raise ValueError(
+                f"{type(teacher).__name__} is called as Phi(x, tau): expected inputs without names, e.g. "
+                f"{list(inputs.values())}, got {inputs!r}"
+            )
         return {name: tuple(shape) for name, shape in inputs.items()}
-    if inputs and all(isinstance(key, str | int) for key in inputs):
+    listed = isinstance(inputs, Sequence) and not isinstance(inputs, str) and len(inputs) > 0
+    if listed and all(isinstance(key, str | int) for key in inputs):
         keys = list(inputs)
         return _reader(lambda batch: tuple(lookup(batch, key, what="inputs") for key in keys), f"keys {keys}")
-    if inputs and all(isinstance(shape, Sequence) and not isinstance(shape, str) for shape in inputs):
+    if listed and all(isinstance(shape, Sequence) and not isinstance(shape, str) for shape in inputs):
         return tuple(tuple(shape) for shape in inputs)  # type: ignore[arg-type]
     raise ValueError(
         f"expected inputs as shapes of noise, [(5,), (5, 3)] or {{'x': (5, 3)}}, as keys of the training batch, "

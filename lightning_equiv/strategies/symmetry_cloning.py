@@ -34,6 +34,7 @@ from lightning_equiv.strategies.cloning_inputs import (
     takes_weights,
 )
 from lightning_equiv.strategies.strategy import Strategy, run_length
+from lightning_equiv.wiring.loaders import training_batches
 from lightning_equiv.wiring.network import find_network
 from lightning_equiv.wiring.training_step import StepHooks, wrap_training_step
 
@@ -133,7 +134,7 @@ class SymmetryCloning(Strategy):
                 f"expected a tolerance above 0, steps and batch_size of at least 1, got {tolerance=}, {steps=}, "
                 f"{batch_size=}"
             )
-        if weight is not None and weight < 0:
+        if weight is not None and not weight >= 0:
             raise ValueError(f"expected a weight of at least 0, got {weight}")
         if match != "output" and not isinstance(match, Mapping):
             raise ValueError(f"expected match to be 'output' or {{student's layer: teacher's layer}}, got {match!r}")
@@ -209,7 +210,7 @@ class SymmetryCloning(Strategy):
         teacher = copy.deepcopy(self.teacher).to(wide).eval()
         key = fingerprint(teacher, student, self.settings, getattr(self.inputs, "__qualname__", self.inputs))
         if self.cache is not None and self.cache.exists():
-            self._from_cache(self.cache, key, parameters)
+            self._from_cache(self.cache, key, student)
             return
         with torch.random.fork_rng(devices=[]):  # a loader shuffles by the global generator
             draws = Draws(teacher, self._drawing(batches), self.settings, wide)
@@ -230,7 +231,7 @@ class SymmetryCloning(Strategy):
             with torch.enable_grad(), torch.random.fork_rng(devices=[]):
                 result = clone(pair, draws, self.settings, tell)
             goal = (self.settings.tolerance / 2) ** 2
-            if result.error > goal:
+            if not result.error <= goal:
                 raise RuntimeError(
                     f"{type(self).__name__}: after {result.steps} steps the clone's relative MSE is {result.error:.2e} "
                     f"(an equivariance error of up to {2 * result.error**0.5:.3f}), but tolerance="
@@ -245,11 +246,12 @@ class SymmetryCloning(Strategy):
             bar.close()
             for name, p in parameters.items():
                 p.requires_grad_(flags[name])
+                p.grad = None
         self._clone = {name: p.detach().clone() for name, p in parameters.items()}
         rank_zero_info(f"{type(self).__name__}: cloned in {result.steps} steps, {self.report}")
         if self.cache is not None:
             self.cache.parent.mkdir(parents=True, exist_ok=True)
-            torch.save({"fingerprint": key, "clone": _on_cpu(self._clone), "report": self.report}, self.cache)
+            torch.save({"fingerprint": key, **self._taught(student)}, self.cache)
 
     def _drawing(self, batches: Callable[[], Any] | None) -> Callable[[int], Args]:
         if isinstance(self.inputs, dict | tuple):
@@ -264,12 +266,15 @@ class SymmetryCloning(Strategy):
         """Inputs of the data, each moved by a random element of the group: their law need not be symmetric."""
         if self.symmetry is None:
             return args
-        tree, unpack = self.symmetry.pack(*args, self.teacher)
-        layout = self.symmetry.layout(self.symmetry.inputs, tree)
+        symmetry = self.symmetry
+        if num_weights(self.teacher):  # tau is not in the data
+            symmetry = Symmetry(symmetry.group, symmetry.inputs[0], symmetry.outputs)
+        tree, unpack = symmetry.pack(*args, self.teacher)
+        layout = symmetry.layout(symmetry.inputs, tree)
         generator = derived_generator("turned", self.settings.seed, step)
-        group = as_group(self.symmetry.group)
+        group = as_group(symmetry.group)
         g = group.sample(layout.num_elements, generator=generator, device=layout.device)
-        return unpack(self.symmetry.move(g, self.symmetry.inputs, tree, layout))
+        return unpack(symmetry.move(g, symmetry.inputs, tree, layout))
 
     def _check_teacher(self, teacher: nn.Module, args: Args, tau: Tensor | None) -> None:
         error = self._error(teacher, args, tau)
@@ -302,22 +307,24 @@ class SymmetryCloning(Strategy):
         numerator, denominator = sums[TOTAL]
         return float(reduce_sums(numerator.sum(), denominator.sum(), "relative"))
 
-    def _from_cache(self, path: Path, key: str, parameters: Mapping[str, Tensor]) -> None:
+    def _from_cache(self, path: Path, key: str, student: nn.Module) -> None:
         saved = torch.load(path, map_location="cpu", weights_only=True)
         if saved.get("fingerprint") != key:
             raise ValueError(
                 f"the clone in {path} belongs to another teacher, student or setting: delete the file, or name another "
                 "with cache=..."
             )
-        self._take({"clone": saved["clone"], "report": saved["report"]}, parameters)
+        self._take(saved, student)
 
-    def _take(self, state: Mapping[str, Any], parameters: Mapping[str, Tensor]) -> None:
+    def _taught(self, student: nn.Module) -> dict[str, Any]:
+        """The student with its buffers, for the cache and the other processes."""
+        return {"student": _on_cpu(student.state_dict()), "report": self.report}
+
+    def _take(self, state: Mapping[str, Any], student: nn.Module) -> None:
         """A clone's weights into the student."""
         self.report = dict(state["report"])
-        with torch.no_grad():
-            for name, p in parameters.items():
-                p.copy_(state["clone"][name])
-        self._clone = {name: p.detach().clone() for name, p in parameters.items()}
+        student.load_state_dict(state["student"])
+        self._clone = {name: p.detach().clone() for name, p in student.named_parameters()}
 
     # ---- Lightning's hooks ---------------------------------------------------------------------------------------
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -333,27 +340,28 @@ class SymmetryCloning(Strategy):
         student = find_network(pl_module, self.network)
         parameters = dict(student.named_parameters())
         again = self._cloned is not None and self._cloned() is student
-        self._cloned = weakref.ref(student)
         if self._clone and (again or trainer.ckpt_path is not None):  # go on from the student as it is
             self._clone = {name: t.to(parameters[name]) for name, t in self._clone.items()}
+            self._cloned = weakref.ref(student)
             return
         failed: Exception | None = None
         state: dict[str, Any] | None = None
         if trainer.is_global_zero:
             try:
                 shown = getattr(trainer.progress_bar_callback, "is_enabled", False)
-                self.teach(pl_module, lambda: _batches(trainer, pl_module), progress=shown)
-                state = self.state_dict()
+                self.teach(pl_module, lambda: training_batches(trainer, pl_module), progress=shown)
+                state = self._taught(student)
             except Exception as error:
                 failed = error
         if trainer.world_size > 1:
             state = trainer.strategy.broadcast(state)
             if state is not None and not trainer.is_global_zero:
-                self._take(state, parameters)
+                self._take(state, student)
         if failed is not None:
             raise failed
         if state is None:
             raise RuntimeError(f"{type(self).__name__}: cloning failed on the first process")
+        self._cloned = weakref.ref(student)
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -370,13 +378,6 @@ class SymmetryCloning(Strategy):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint: the student in it has been taught."""
         self._clone, self.report = dict(state_dict["clone"]), dict(state_dict["report"])
-
-
-def _batches(trainer: L.Trainer, module: L.LightningModule) -> Any:
-    """The training batches, on the module's device."""
-    trainer.fit_loop.setup_data()
-    for batch in trainer.train_dataloader or ():
-        yield trainer.strategy.batch_to_device(batch, module.device)
 
 
 def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

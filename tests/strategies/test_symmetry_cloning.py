@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,7 +12,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_equiv import (
     REMUL,
@@ -512,12 +512,25 @@ class Both(Plain):
 
 
 def test_inputs_from_one_of_several_loaders() -> None:
-    strategy = cloning(Recording(), inputs=["labelled.0"])
+    strategy = cloning(Recording(), inputs=lambda batch: batch["labelled"][0])
     trainer(strategy).fit(Both(), {"labelled": loader(), "other": loader(8)})
     assert len(Recording.seen) >= 50
     shown = Rows(22).x
     for (x,) in Recording.seen:
         assert (torch.cdist(x, shown, compute_mode="donot_use_mm_for_euclid_dist").amin(1) == 0).all()
+
+
+class Stream(IterableDataset):
+    """Batches, nobody knows how many."""
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from loader()
+
+
+def test_inputs_from_a_stream() -> None:
+    strategy = cloning(Recording(), inputs=[0])
+    trainer(strategy).fit(Plain(), DataLoader(Stream(), batch_size=None))
+    assert {len(x) for (x,) in Recording.seen} == {4, 2}
 
 
 # ---- the teacher stays outside ---------------------------------------------------------------------------------------
@@ -673,6 +686,15 @@ def test_a_tolerance_that_is_not_reached() -> None:
     assert 2.5e-5 < float(reached) < 2
     assert strategy.state_dict() == {}
     assert all(p.grad is None for p in module.parameters())
+
+
+def test_where_the_tolerance_ends() -> None:
+    """At 2 sqrt(relative MSE): a little less is refused, a little more is not."""
+    strategy = cloning(Stretch(), inputs=[(3,)], steps=50)
+    teach(strategy, Plain())
+    bound = 2 * strategy.report["clone_error"] ** 0.5
+    refused(cloning(Stretch(), inputs=[(3,)], tolerance=0.95 * bound), Plain(), "after 50 steps", error=RuntimeError)
+    teach(cloning(Stretch(), inputs=[(3,)], tolerance=1.05 * bound), Plain())
 
 
 class GivesUp(Stretch):
