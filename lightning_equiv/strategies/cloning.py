@@ -39,7 +39,13 @@ class Pair:
     def __init__(self, student: nn.Module, teacher: nn.Module, match: Match) -> None:
         self.student, self.teacher, self.match = student, teacher, match
         if isinstance(match, Mapping):
-            self.layers = [(find_network(student, a), find_network(teacher, b)) for a, b in match.items()]
+            self.layers = [
+                (
+                    find_network(student, a, "match: layer of the student"),
+                    find_network(teacher, b, "match: of the teacher"),
+                )
+                for a, b in match.items()
+            ]
 
     def outputs(self, args: Args, tau: Tensor | None) -> list[tuple[Tensor, Tensor]]:
         """(h, Phi) of every tensor that shall be equal.

@@ -143,7 +143,9 @@ def _reader(function: Callable[[Any], Any], name: str = "") -> Callable[[Any], A
             return (), value
         return (value if isinstance(value, tuple) else (value,)), {}
 
-    read.__qualname__ = name or getattr(function, "__qualname__", type(function).__name__)
+    code = getattr(function, "__code__", None)  # what tells one lambda from another, for the cache
+    told = "" if code is None else f" {code.co_code.hex()} {code.co_consts} {code.co_names}"
+    read.__qualname__ = name or getattr(function, "__qualname__", type(function).__name__) + told
     return read
 
 

@@ -62,7 +62,7 @@ class SymmetryCloning(Strategy):
     Args:
         teacher: the equivariant network, or a family with `num_weights`, `in_shape` and `symmetry`. It is copied, and
             is in no checkpoint, optimizer or process group.
-        network: dotted name of the student.
+        network: dotted name of the student. Weights of it that are frozen are taught all the same, and stay frozen.
         symmetry: what the teacher is equivariant to; None takes the teacher's own `symmetry`. Without any, neither
             teacher nor clone is measured.
         inputs: what the student is shown: shapes for noise N(0, I), [(5,), (5, 3)] or {"charges": (5,), ..}; keys of
@@ -208,7 +208,11 @@ class SymmetryCloning(Strategy):
         like = next(iter(parameters.values()))
         wide = torch.empty((), dtype=torch.promote_types(like.dtype, torch.float32), device=like.device)
         teacher = copy.deepcopy(self.teacher).to(wide).eval()
-        key = fingerprint(teacher, student, self.settings, getattr(self.inputs, "__qualname__", self.inputs))
+        inputs = (
+            getattr(self.inputs, "__qualname__", self.inputs),
+            None if self.symmetry is None else str(self.symmetry.group),
+        )
+        key = fingerprint(teacher, student, self.settings, inputs)
         if self.cache is not None and self.cache.exists():
             self._from_cache(self.cache, key, student)
             return

@@ -7,7 +7,7 @@ import difflib
 from torch import nn
 
 
-def find_network(module: nn.Module, name: str) -> nn.Module:
+def find_network(module: nn.Module, name: str, what: str = "network") -> nn.Module:
     """The sub-module of that dotted name; "" is the module itself.
 
     Raises:
@@ -19,4 +19,4 @@ def find_network(module: nn.Module, name: str) -> nn.Module:
     names = [n for n in named if n]
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5) or names[:5]
     hint = f"the nearest are {near}" if near else "it has no sub-modules"
-    raise ValueError(f"network={name!r} names no sub-module of {type(module).__name__}: {hint}")
+    raise ValueError(f"{what}={name!r} names no sub-module of {type(module).__name__}: {hint}")
