@@ -68,7 +68,7 @@ class Recurrence:
             x_rows, y_rows, count = x_rows.take(index), y_rows.take(index), self.max_rows
         squares = mean_over_ranks(mean_squares(x_rows, y_rows))
         if self.squares is None:
-            self.squares = squares
+            self.squares = finite(squares, torch.ones_like(squares))
         s = mean_over_ranks(violation(self.statistic, x_rows, y_rows, step.draw(count), self.squares.to(squares)))
         self.pending.append((s.detach(), squares))
         theta = self.statistic.direction().to(s) @ torch.lerp(self.h.to(s), s, step.gain)
@@ -78,10 +78,13 @@ class Recurrence:
     def commit(self, gain: float) -> None:
         """H <- (1 - b) h + b s with the mean s since the last time; the mean squares alike; theta from them."""
         if self.pending:
-            s, squares = (torch.stack(values).mean(0) for values in zip(*self.pending, strict=True))
+            nan = float("nan")
+            s, squares = (
+                torch.stack(values).nan_to_num(nan, nan, nan).nanmean(0) for values in zip(*self.pending, strict=True)
+            )
             assert self.squares is not None
-            self.h = torch.lerp(self.h.to(s), s, gain)
-            self.squares = torch.lerp(self.squares.to(squares), squares, gain)
+            h, held = self.h.to(s), self.squares.to(squares)
+            self.h, self.squares = torch.lerp(h, finite(s, h), gain), torch.lerp(held, finite(squares, held), gain)
             self.pending = []
         with torch.no_grad():
             w = self.statistic.direction()
@@ -94,6 +97,11 @@ class Recurrence:
     def load(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
         self.h, self.squares, self.pending = state["h"].clone(), state["squares"], []
+
+
+def finite(x: Tensor, otherwise: Tensor) -> Tensor:
+    """X, or `otherwise` if a number in x is none: one bad batch must not stay in a state for good."""
+    return torch.where(torch.isfinite(x).all(), x, otherwise)
 
 
 class _MeanOverRanks(torch.autograd.Function):

@@ -65,7 +65,9 @@ class Statistic(nn.Module):
 
 def unit(weight: Tensor) -> Tensor:
     """A matrix over its spectral norm, exactly: the root of the largest eigenvalue of W W^T."""
-    norm = torch.linalg.eigvalsh(weight @ weight.mT)[-1].sqrt()
+    norm = torch.linalg.eigvalsh((weight @ weight.mT).nan_to_num())[
+        -1
+    ].sqrt()  # weights of NaN stay so, without a crash
     return weight / norm
 
 
