@@ -26,6 +26,7 @@ from lightning_equiv.metrics.equivariance_error import EquivarianceError
 from lightning_equiv.metrics.functional import equivariance_error
 from lightning_equiv.metrics.monitor import EquivarianceMonitor
 from lightning_equiv.modules.cloned_layer import ClonedLayer, ConditionalBilinear, ConditionalMLP
+from lightning_equiv.modules.symmetry_mixin import SymmetryMixin
 from lightning_equiv.modules.teachers import (
     CircularConvolution,
     EquivariantLinear,
@@ -86,6 +87,7 @@ __all__ = [
     "Strategy",
     "Symmetry",
     "SymmetryCloning",
+    "SymmetryMixin",
     "Teacher",
     "VectorField",
     "as_group",

@@ -61,8 +61,8 @@ class Strategy(L.Callback):
         if self.changes_loss and not module.automatic_optimization:
             raise RuntimeError(
                 f"{type(self).__name__} adds to the loss that `training_step` returns, which manual "
-                "optimisation ignores: set `automatic_optimization = True`, or compute the term in your step with "
-                "`lightning_equiv.metrics.functional.compare` and add it to the loss that you pass to `manual_backward`"
+                "optimisation ignores: set `automatic_optimization = True`, or inherit from `SymmetryMixin` and add "
+                "`self.equivariance_loss(x)` to the loss that you pass to `manual_backward`"
             )
         with ExitStack() as undo:
             self.take_hold(module, undo)

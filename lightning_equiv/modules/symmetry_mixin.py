@@ -1,0 +1,121 @@
+"""SymmetryMixin: a LightningModule that says its symmetry and brings its strategies along."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+from lightning_equiv.groups.group import as_group, derived_generator, process_rank
+from lightning_equiv.groups.symmetry import Symmetry
+from lightning_equiv.groups.tree import Tree, leaf_pairs
+from lightning_equiv.metrics.functional import compare
+from lightning_equiv.metrics.monitor import EquivarianceMonitor
+from lightning_equiv.strategies.strategy import Strategy
+from lightning_equiv.wiring.network import find_network
+
+_distances: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "mse": nn.functional.mse_loss,
+    "l1": nn.functional.l1_loss,
+}
+
+
+class SymmetryMixin(L.LightningModule):
+    """To inherit from in place of `LightningModule`: the symmetry and its strategies belong to the model.
+
+    Any Trainer that fits the module gets its strategies, and a monitor of its equivariance error where `symmetry` is
+    set. With manual optimisation, where a strategy cannot add to a loss, `equivariance_loss` is REMUL's term.
+
+    Attributes:
+        symmetry: how a group element moves the inputs and outputs of the network; None brings no monitor.
+        symmetry_network: dotted name of that network, "" for the module itself.
+        strategies: what `configure_callbacks` hands to the Trainer.
+
+    Raises:
+        ValueError: when fit begins, a strategy of the same kind is among the Trainer's callbacks, too; Lightning would
+            drop one of them.
+
+    Examples:
+        >>> from lightning_equiv import REMUL
+        >>> class Model(SymmetryMixin):
+        ...     symmetry, symmetry_network = Symmetry("SO(3)", inputs="1o", outputs="1o"), "net"
+        ...
+        ...     def __init__(self) -> None:
+        ...         super().__init__()
+        ...         self.net = nn.Linear(3, 3)
+        ...         self.strategies = [REMUL(self.symmetry, "net")]
+        >>> [type(callback).__name__ for callback in Model().configure_callbacks()]
+        ['REMUL', 'EquivarianceMonitor']
+    """
+
+    symmetry: Symmetry | None = None
+    symmetry_network: str = ""
+    strategies: Sequence[Strategy] = ()
+    _symmetry_monitor: EquivarianceMonitor | None = None
+    _symmetry_draws: tuple[int, int] = (-1, 0)  # optimizer step, draws in it
+
+    def configure_callbacks(self) -> list[L.Callback]:
+        """The strategies, and a monitor unless the Trainer has one."""
+        theirs: list[L.Callback] = [] if self._trainer is None else self._trainer.callbacks  # type: ignore[attr-defined]
+        kinds = {type(strategy).__name__: strategy for strategy in self.strategies}
+        for callback in theirs:
+            if type(callback).__name__ in kinds and not any(callback is own for own in self.strategies):
+                raise ValueError(
+                    f"a {type(callback).__name__} is in the Trainer's callbacks and in `strategies` of "
+                    f"{type(self).__name__}: expected each kind in one of the two places, for Lightning drops one of "
+                    "them; give both to the Trainer, with different names, or both to the module"
+                )
+        callbacks = super().configure_callbacks()
+        callbacks = [*(callbacks if isinstance(callbacks, Sequence) else [callbacks]), *self.strategies]
+        watched = any(isinstance(c, EquivarianceMonitor) and c is not self._symmetry_monitor for c in theirs)
+        if self.symmetry is not None and not watched:
+            if self._symmetry_monitor is None:
+                self._symmetry_monitor = EquivarianceMonitor(self.symmetry, network=self.symmetry_network)
+            callbacks.append(self._symmetry_monitor)
+        return callbacks
+
+    def equivariance_loss(
+        self,
+        *args: Any,
+        target: Tree | None = None,
+        loss: Literal["mse", "l1"] | Callable[[Tensor, Tensor], Tensor] = "mse",
+        num_samples: int = 1,
+        detach_target: bool = False,
+        **kwargs: Any,
+    ) -> Tensor:
+        """mean_i l( f(g_i x_i), g_i y_i ), or with f(x_i) in place of a label y_i: to add to any loss of yours.
+
+        A draw is a function of the optimizer step and of how many draws the step has made: a resumed run repeats it.
+
+        Args:
+            args: positional arguments of the network, x.
+            target: labels y like the network's output; None anchors on its prediction.
+            loss: l.
+            num_samples: group elements for each input.
+            detach_target: no gradient through g f(x).
+            kwargs: keyword arguments of the network.
+
+        Raises:
+            ValueError: no `symmetry`; an unknown loss.
+        """
+        if self.symmetry is None:
+            raise ValueError(f"expected `symmetry` of {type(self).__name__} to be a Symmetry, got None: set it")
+        if not callable(loss) and loss not in _distances:
+            raise ValueError(f"expected loss to be one of {sorted(_distances)} or a callable, got {loss!r}")
+        network = find_network(self, self.symmetry_network, "symmetry_network")
+        tree, _ = self.symmetry.pack(args, kwargs, network)
+        layout = self.symmetry.layout(self.symmetry.inputs, tree)
+        step = 0 if self._trainer is None else self.global_step
+        self._symmetry_draws = step, self._symmetry_draws[1] + 1 if self._symmetry_draws[0] == step else 0
+        generator = derived_generator("equivariance_loss", process_rank(), self._symmetry_draws)
+        n = num_samples * layout.num_elements
+        g = as_group(self.symmetry.group).sample(n, generator=generator, device=layout.device)
+        anchor = network(*args, **kwargs) if target is None else target
+        f_gx, g_anchor = compare(network, args, kwargs, self.symmetry, g, f_x=anchor)
+        distance = loss if callable(loss) else _distances[loss]
+        detach = detach_target or target is not None
+        pairs = leaf_pairs(self.symmetry.outputs, f_gx, g_anchor)
+        return torch.stack([distance(a, b.detach() if detach else b) for a, b in pairs]).sum()
