@@ -14,14 +14,17 @@ import torch
 from torch import Tensor, nn
 
 from lightning_equiv.groups.element import GroupElement
-from lightning_equiv.groups.group import Group
+from lightning_equiv.groups.group import Group, as_group
 from lightning_equiv.groups.representation import IrrepsTensor, Representation
 from lightning_equiv.groups.symmetry import Layout, Symmetry
-from lightning_equiv.groups.tree import Spec, Tree, describe, join, map_tensors, map_tree
+from lightning_equiv.groups.tree import Spec, Tree, describe, join, leaf_pairs, map_tensors, map_tree
 from lightning_equiv.wiring.calls import recording_paused
 
 Kind = Literal["relative", "absolute", "orbit_mean", "max"]
 TOTAL = "total"
+Distance = Callable[[Tensor, Tensor], Tensor]
+
+_distances: dict[str, Distance] = {"mse": nn.functional.mse_loss, "l1": nn.functional.l1_loss}
 
 
 def compare(
@@ -56,6 +59,54 @@ def compare(
     with recording_paused():
         f_gx = network(*moved_args, **moved_kwargs)
     return f_gx, move_output(symmetry, g, f_x, layout, times)
+
+
+def equivariance_loss(
+    network: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    symmetry: Symmetry,
+    *,
+    anchor: Tree,
+    distance: Distance,
+    num_samples: int,
+    detach_target: bool,
+    generator: torch.Generator,
+) -> tuple[Tensor, int]:
+    """mean_i l( f(g_i x_i), g_i y_i ), summed over the tensors of nested outputs, and the number of inputs.
+
+    Args:
+        network: f.
+        args: positional arguments of the call, x.
+        kwargs: keyword arguments of the call.
+        symmetry: says how g moves x and y.
+        anchor: y: labels, or f(x).
+        distance: l.
+        num_samples: group elements for each input.
+        detach_target: no gradient through g y.
+        generator: whose random numbers.
+    """
+    tree, _ = symmetry.pack(args, kwargs, network)
+    layout = symmetry.layout(symmetry.inputs, tree)
+    n = num_samples * layout.num_elements
+    g = as_group(symmetry.group).sample(n, generator=generator, device=layout.device)
+    f_gx, g_anchor = compare(network, args, kwargs, symmetry, g, f_x=anchor)
+    pairs = leaf_pairs(symmetry.outputs, f_gx, g_anchor)
+    loss = torch.stack([distance(a, b.detach() if detach_target else b) for a, b in pairs]).sum()
+    return loss, layout.num_elements
+
+
+def as_distance(loss: str | Distance) -> Distance:
+    """The distance that a name stands for.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if callable(loss):
+        return loss
+    if loss not in _distances:
+        raise ValueError(f"expected loss to be one of {sorted(_distances)} or a callable, got {loss!r}")
+    return _distances[loss]
 
 
 def move_output(symmetry: Symmetry, g: GroupElement, output: Tree, layout: Layout, times: int) -> Tree:

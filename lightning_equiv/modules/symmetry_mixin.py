@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import lightning as L
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lightning_equiv.groups.group import as_group, derived_generator, process_rank
+from lightning_equiv.groups.group import derived_generator, process_rank
 from lightning_equiv.groups.symmetry import Symmetry
-from lightning_equiv.groups.tree import Tree, leaf_pairs
-from lightning_equiv.metrics.functional import compare
+from lightning_equiv.groups.tree import Tree
+from lightning_equiv.metrics.functional import Distance, as_distance, equivariance_loss
 from lightning_equiv.metrics.monitor import EquivarianceMonitor
 from lightning_equiv.strategies.strategy import Strategy
 from lightning_equiv.wiring.network import find_network
-
-_distances: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "mse": nn.functional.mse_loss,
-    "l1": nn.functional.l1_loss,
-}
 
 
 class SymmetryMixin(L.LightningModule):
@@ -39,6 +33,7 @@ class SymmetryMixin(L.LightningModule):
             drop one of them.
 
     Examples:
+        >>> from torch import nn
         >>> from lightning_equiv import REMUL
         >>> class Model(SymmetryMixin):
         ...     symmetry, symmetry_network = Symmetry("SO(3)", inputs="1o", outputs="1o"), "net"
@@ -81,7 +76,7 @@ class SymmetryMixin(L.LightningModule):
         self,
         *args: Any,
         target: Tree | None = None,
-        loss: Literal["mse", "l1"] | Callable[[Tensor, Tensor], Tensor] = "mse",
+        loss: Literal["mse", "l1"] | Distance = "mse",
         num_samples: int = 1,
         detach_target: bool = False,
         **kwargs: Any,
@@ -103,19 +98,19 @@ class SymmetryMixin(L.LightningModule):
         """
         if self.symmetry is None:
             raise ValueError(f"expected `symmetry` of {type(self).__name__} to be a Symmetry, got None: set it")
-        if not callable(loss) and loss not in _distances:
-            raise ValueError(f"expected loss to be one of {sorted(_distances)} or a callable, got {loss!r}")
+        distance = as_distance(loss)
         network = find_network(self, self.symmetry_network, "symmetry_network")
-        tree, _ = self.symmetry.pack(args, kwargs, network)
-        layout = self.symmetry.layout(self.symmetry.inputs, tree)
         step = 0 if self._trainer is None else self.global_step
         self._symmetry_draws = step, self._symmetry_draws[1] + 1 if self._symmetry_draws[0] == step else 0
-        generator = derived_generator("equivariance_loss", process_rank(), self._symmetry_draws)
-        n = num_samples * layout.num_elements
-        g = as_group(self.symmetry.group).sample(n, generator=generator, device=layout.device)
-        anchor = network(*args, **kwargs) if target is None else target
-        f_gx, g_anchor = compare(network, args, kwargs, self.symmetry, g, f_x=anchor)
-        distance = loss if callable(loss) else _distances[loss]
-        detach = detach_target or target is not None
-        pairs = leaf_pairs(self.symmetry.outputs, f_gx, g_anchor)
-        return torch.stack([distance(a, b.detach() if detach else b) for a, b in pairs]).sum()
+        value, _ = equivariance_loss(
+            network,
+            args,
+            kwargs,
+            self.symmetry,
+            anchor=network(*args, **kwargs) if target is None else target,
+            distance=distance,
+            num_samples=num_samples,
+            detach_target=detach_target or target is not None,
+            generator=derived_generator("equivariance_loss", process_rank(), self._symmetry_draws),
+        )
+        return value

@@ -18,6 +18,7 @@ from lightning_equiv.groups.element import element_dtype
 from lightning_equiv.groups.group import derived_generator
 from lightning_equiv.groups.symmetry import Symmetry
 from lightning_equiv.metrics.equivariance_error import EquivarianceError
+from lightning_equiv.metrics.functional import evaluating
 from lightning_equiv.strategies.strategy import Strategy, run_length
 from lightning_equiv.wiring.branch import Branch, hang, make_branch
 from lightning_equiv.wiring.calls import CallRecorder
@@ -296,14 +297,9 @@ def _measure(module: L.LightningModule, layers: list[Layer]) -> list[Layer]:
                     seen[name] = (x, f_x)
 
             stack.callback(layer.module.register_forward_hook(look, with_kwargs=True).remove)
-        modes = [m for m in module.modules() if m.training]
-        module.eval()
-        try:
+        with evaluating(module):
             args = example if isinstance(example, tuple) else (example,)
             module(**example) if isinstance(example, dict) else module(*args)
-        finally:
-            for m in modes:
-                m.training = True
     if missing := [layer.name for layer in unknown if layer.name not in seen]:
         raise ValueError(
             f"layers {missing} did not run on the module's `example_input_array`, or map no tensor to a tensor"

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_equiv.groups.tree import Tree, map_tensors, tensors
-from lightning_equiv.strategies.cloning_inputs import Args, Draws, Match, Settings, takes_weights
+from lightning_equiv.groups.tree import Tree, tensors
+from lightning_equiv.metrics.functional import evaluating
+from lightning_equiv.strategies.cloning_inputs import Args, Draws, Match, Settings, in_precision, takes_weights
 from lightning_equiv.wiring.network import find_network
 
 CHECK_EVERY = 50  # steps between two looks at the held-out error
@@ -60,9 +61,7 @@ class Pair:
             output = self.teacher(*positional, *weights, **keywords)
             phi = theirs if isinstance(self.match, Mapping) else [output]
         like = next(self.student.parameters())
-        positional, weights, keywords = map_tensors(
-            lambda t: t.to(like.dtype) if t.is_floating_point() else t, (positional, weights, keywords)
-        )
+        positional, weights, keywords = in_precision(like.dtype, (positional, weights, keywords))
         with self._seen(0) as ours:
             output = self.student(*positional, *(weights if wants_tau else ()), **keywords)
             h = ours if isinstance(self.match, Mapping) else [output]
@@ -119,12 +118,12 @@ def clone(pair: Pair, draws: Draws, settings: Settings, progress: Callable[[int,
     parameters = [p for p in pair.student.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(parameters, lr=settings.lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.steps, eta_min=settings.lr / 100)
-    held_out, goal = draws(-1), (settings.tolerance / 2) ** 2
+    held_out = draws(-1)
     for step in range(settings.steps + 1):
         if step % CHECK_EVERY == 0 or step == settings.steps:
             error = held_out_error(pair, *held_out)
             progress(step, error)
-            if error <= goal or step == settings.steps:
+            if error <= settings.goal or step == settings.steps:
                 break
         # not `backward`: DDP listens to it, and here one process trains alone
         loss = relative_error(pair.outputs(*draws(step)))
@@ -139,14 +138,8 @@ def clone(pair: Pair, draws: Draws, settings: Settings, progress: Callable[[int,
 
 def held_out_error(pair: Pair, args: Args, tau: Tensor | None) -> float:
     """The relative MSE in evaluation mode."""
-    modes = [m for m in pair.student.modules() if m.training]
-    pair.student.eval()
-    try:
-        with torch.no_grad():
-            return float(relative_error(pair.outputs(args, tau)))
-    finally:
-        for module in modes:
-            module.training = True
+    with evaluating(pair.student), torch.no_grad():
+        return float(relative_error(pair.outputs(args, tau)))
 
 
 def fingerprint(teacher: nn.Module, student: nn.Module, settings: Settings, inputs: object) -> str:

@@ -42,6 +42,11 @@ class Settings:
     match: Match
     seed: int
 
+    @property
+    def goal(self) -> float:
+        """The held-out relative MSE at which to stop, (eps / 2)^2."""
+        return (self.tolerance / 2) ** 2
+
 
 class Draws:
     """Inputs of a step, a pure function of (seed, step): x, and tau for a family of teachers.
@@ -70,6 +75,11 @@ class Draws:
 
     def _placed(self, t: Tensor) -> Tensor:
         return t.to(self.like) if t.is_floating_point() else t.to(self.like.device)
+
+
+def in_precision(dtype: torch.dtype, tree: Any) -> Any:
+    """A tree with its floating-point tensors in another precision."""
+    return map_tensors(lambda t: t.to(dtype) if t.is_floating_point() else t, tree)
 
 
 def num_weights(teacher: nn.Module) -> int:

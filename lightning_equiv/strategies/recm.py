@@ -25,6 +25,7 @@ from lightning_equiv.strategies.remul import Target
 from lightning_equiv.strategies.violation import Statistic, draw_elements, target_size
 from lightning_equiv.wiring.branch import normalised
 from lightning_equiv.wiring.layers import Layer, Layers
+from lightning_equiv.wiring.override import override
 from lightning_equiv.wiring.relaxed_layer import RelaxedLayer, replace_layers
 from lightning_equiv.wiring.transient import Transient
 
@@ -266,7 +267,7 @@ class RECM(BranchStrategy):
             self._undo_finalize(pl_module)
             super().setup(trainer, pl_module, stage)
             return
-        own, before = pl_module.__dict__.get("on_load_checkpoint"), pl_module.on_load_checkpoint
+        before = pl_module.on_load_checkpoint
 
         def on_load_checkpoint(checkpoint: dict[str, Any]) -> None:
             before(checkpoint)
@@ -278,13 +279,7 @@ class RECM(BranchStrategy):
                 self.attach(pl_module)
                 self._project()
 
-        def restore() -> None:
-            del pl_module.__dict__["on_load_checkpoint"]
-            if own is not None:
-                pl_module.__dict__["on_load_checkpoint"] = own
-
-        pl_module.__dict__["on_load_checkpoint"] = on_load_checkpoint
-        self._temporary.callback(restore)
+        self._temporary.callback(override(pl_module, "on_load_checkpoint", on_load_checkpoint))
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -66,11 +66,13 @@ class Recurrence:
         if count > self.max_rows:
             index = torch.arange(self.max_rows, device=x.device) * count // self.max_rows
             x_rows, y_rows, count = x_rows.take(index), y_rows.take(index), self.max_rows
-        squares = mean_over_ranks(mean_squares(x_rows, y_rows))
+        squares = mean_squares(x_rows, y_rows)
         if self.squares is None:
-            self.squares = finite(squares, torch.ones_like(squares))
-        s = mean_over_ranks(violation(self.statistic, x_rows, y_rows, step.draw(count), self.squares.to(squares)))
-        self.pending.append((s.detach(), squares))
+            first = mean_over_ranks(squares)
+            self.squares = finite(first, torch.ones_like(first))
+        s = violation(self.statistic, x_rows, y_rows, step.draw(count), self.squares.to(squares))
+        s, squares = mean_over_ranks(torch.cat([s, squares])).split([len(s), len(squares)])
+        self.pending.append((s.detach(), squares.detach()))
         theta = self.statistic.direction().to(s) @ torch.lerp(self.h.to(s), s, step.gain)
         self.branch.theta = theta.detach()
         return theta

@@ -10,10 +10,9 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from lightning_equiv.groups.group import Group
 from lightning_equiv.groups.symmetry import Symmetry
 from lightning_equiv.groups.tree import Tree, describe, leaf_pairs, lookup
-from lightning_equiv.metrics.functional import compare
+from lightning_equiv.metrics.functional import Distance, as_distance, equivariance_loss
 from lightning_equiv.strategies.gradnorm import gradnorm_weights
 from lightning_equiv.strategies.strategy import Strategy
 from lightning_equiv.wiring.calls import Call, CallRecorder
@@ -22,9 +21,6 @@ from lightning_equiv.wiring.stochastic import frozen_stochastic
 from lightning_equiv.wiring.training_step import StepHooks, wrap_training_step
 
 Target = str | int | Sequence[Hashable] | Callable[[Any], Any]
-Distance = Callable[[Tensor, Tensor], Tensor]
-
-_distances: dict[str, Distance] = {"mse": nn.functional.mse_loss, "l1": nn.functional.l1_loss}
 
 
 class REMUL(Strategy):
@@ -98,15 +94,13 @@ class REMUL(Strategy):
         super().__init__(name=name, seed=seed)
         if balance not in ("constant", "gradnorm"):
             raise ValueError(f"expected balance to be 'constant' or 'gradnorm', got {balance!r}")
-        if not callable(loss) and loss not in _distances:
-            raise ValueError(f"expected loss to be one of {sorted(_distances)} or a callable, got {loss!r}")
         if not weight >= 0:
             raise ValueError(f"expected a weight of at least 0, got {weight}")
         if num_samples < 1:
             raise ValueError(f"expected num_samples of at least 1, got {num_samples}")
         self.symmetry, self.network, self.weight, self.balance = symmetry, network, weight, balance
         self.target, self.num_samples, self.detach_target = target, num_samples, detach_target
-        self.distance: Distance = loss if callable(loss) else _distances[loss]
+        self.distance = as_distance(loss)
         self.freeze_stochastic, self.last_layer = freeze_stochastic, last_layer
         self.gradnorm_gamma, self.gradnorm_lr = gradnorm_gamma, gradnorm_lr
         self._weights = torch.tensor([1.0, float(weight)]) * (1.0 if balance == "constant" else 2 / (1 + weight))
@@ -163,17 +157,18 @@ class REMUL(Strategy):
         return total
 
     def _equivariance_loss(self, network: nn.Module, call: Call, batch: Any, generator: torch.Generator) -> Tensor:
-        tree, _ = self.symmetry.pack(call.args, call.kwargs, network)
-        layout = self.symmetry.layout(self.symmetry.inputs, tree)
-        self._batch_size = layout.num_elements
-        assert isinstance(self.symmetry.group, Group)
-        n = self.num_samples * layout.num_elements
-        g = self.symmetry.group.sample(n, generator=generator, device=layout.device)
-        anchor = call.output if self.target is None else self._labels(batch, call.output)
-        f_gx, g_anchor = compare(network, call.args, call.kwargs, self.symmetry, g, f_x=anchor)
-        pairs = leaf_pairs(self.symmetry.outputs, f_gx, g_anchor)
-        detach = self.detach_target or self.target is not None
-        return torch.stack([self.distance(a, b.detach() if detach else b) for a, b in pairs]).sum()
+        loss, self._batch_size = equivariance_loss(
+            network,
+            call.args,
+            call.kwargs,
+            self.symmetry,
+            anchor=call.output if self.target is None else self._labels(batch, call.output),
+            distance=self.distance,
+            num_samples=self.num_samples,
+            detach_target=self.detach_target or self.target is not None,
+            generator=generator,
+        )
+        return loss
 
     def _labels(self, batch: Any, output: Tree) -> Tree:
         assert self.target is not None

@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lightning_equiv.groups.group import derived_generator, process_rank
+from lightning_equiv.wiring.override import override
 
 
 class Strategy(L.Callback):
@@ -87,7 +88,7 @@ class Strategy(L.Callback):
         if not (is_overridden("configure_model", module) or is_overridden("setup", module)):
             self.attach(module)
             return
-        before, own = module.configure_model, module.__dict__.get("configure_model")
+        before = module.configure_model
 
         def configure_model() -> None:  # without functools.wraps, or Lightning believes that it is not overridden
             before()
@@ -95,14 +96,7 @@ class Strategy(L.Callback):
             if self._undo is None:
                 self.attach(module)
 
-        def restore() -> None:
-            if module.__dict__.get("configure_model") is configure_model:
-                if own is None:
-                    del module.__dict__["configure_model"]
-                else:
-                    module.__dict__["configure_model"] = own
-
-        module.__dict__["configure_model"] = configure_model
+        restore = override(module, "configure_model", configure_model)
         self._temporary.callback(restore)
 
     def log_values(self, module: L.LightningModule, values: dict[str, Any], batch_size: int) -> None:

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from lightning_equiv.groups.group import as_group, derived_generator
 from lightning_equiv.groups.symmetry import Symmetry
-from lightning_equiv.groups.tree import map_tensors
 from lightning_equiv.metrics.functional import TOTAL, equivariance_sums, reduce_sums
 from lightning_equiv.strategies.cloning import Pair, clone, fingerprint
 from lightning_equiv.strategies.cloning_inputs import (
@@ -28,6 +27,7 @@ from lightning_equiv.strategies.cloning_inputs import (
     Resample,
     Settings,
     endless,
+    in_precision,
     noise,
     num_weights,
     shapes_or_reader,
@@ -234,7 +234,7 @@ class SymmetryCloning(Strategy):
                 p.requires_grad_(True)
             with torch.enable_grad(), torch.random.fork_rng(devices=[]):
                 result = clone(pair, draws, self.settings, tell)
-            goal = (self.settings.tolerance / 2) ** 2
+            goal = self.settings.goal
             if not result.error <= goal:
                 raise RuntimeError(
                     f"{type(self).__name__}: after {result.steps} steps the clone's relative MSE is {result.error:.2e} "
@@ -270,15 +270,18 @@ class SymmetryCloning(Strategy):
         """Inputs of the data, each moved by a random element of the group: their law need not be symmetric."""
         if self.symmetry is None:
             return args
-        symmetry = self.symmetry
-        if num_weights(self.teacher):  # tau is not in the data
-            symmetry = Symmetry(symmetry.group, symmetry.inputs[0], symmetry.outputs)
+        symmetry = self._without_tau(self.symmetry)
         tree, unpack = symmetry.pack(*args, self.teacher)
         layout = symmetry.layout(symmetry.inputs, tree)
         generator = derived_generator("turned", self.settings.seed, step)
         group = as_group(symmetry.group)
         g = group.sample(layout.num_elements, generator=generator, device=layout.device)
         return unpack(symmetry.move(g, symmetry.inputs, tree, layout))
+
+    def _without_tau(self, symmetry: Symmetry) -> Symmetry:
+        """A family's symmetry where tau is no argument: of the data, and of a student that knows one member."""
+        family = num_weights(self.teacher) > 0
+        return Symmetry(symmetry.group, symmetry.inputs[0], symmetry.outputs) if family else symmetry
 
     def _check_teacher(self, teacher: nn.Module, args: Args, tau: Tensor | None) -> None:
         error = self._error(teacher, args, tau)
@@ -300,12 +303,10 @@ class SymmetryCloning(Strategy):
         """Relative equivariance error on the held-out draw, a few hundred rows of it."""
         if self.symmetry is None:
             return None
-        symmetry = self.symmetry
-        if tau is None and num_weights(self.teacher):  # a student that was taught one member of a family
-            symmetry = Symmetry(symmetry.group, symmetry.inputs[0], symmetry.outputs)
+        symmetry = self._without_tau(self.symmetry) if tau is None else self.symmetry
         like = next(network.parameters(), None)
         if like is not None:
-            args, tau = map_tensors(lambda t: t.to(like.dtype) if t.is_floating_point() else t, (args, tau))
+            args, tau = in_precision(like.dtype, (args, tau))
         positional = (*args[0], *(() if tau is None else (tau,)))
         sums = equivariance_sums(network, positional, symmetry, kwargs=args[1], num_samples=4, kind="relative")
         numerator, denominator = sums[TOTAL]

@@ -8,6 +8,8 @@ from typing import Any
 import lightning as L
 from torch import nn
 
+from lightning_equiv.wiring.override import override
+
 
 def clip_apart(module: L.LightningModule, parameters: Iterable[nn.Parameter]) -> Callable[[], None]:
     """Hide the gradients of `parameters` while the module clips, then clip them by themselves, in the same way.
@@ -16,7 +18,7 @@ def clip_apart(module: L.LightningModule, parameters: Iterable[nn.Parameter]) ->
         What takes this back.
     """
     ours = list(parameters)
-    before, own = module.configure_gradient_clipping, module.__dict__.get("configure_gradient_clipping")
+    before = module.configure_gradient_clipping
 
     def configure_gradient_clipping(
         optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
@@ -34,13 +36,10 @@ def clip_apart(module: L.LightningModule, parameters: Iterable[nn.Parameter]) ->
         else:
             nn.utils.clip_grad_norm_(ours, gradient_clip_val)
 
+    put_back = override(module, "configure_gradient_clipping", configure_gradient_clipping)
+
     def restore() -> None:
         ours.clear()  # where somebody wrapped ours, it stays and passes everything on
-        if module.__dict__.get("configure_gradient_clipping") is configure_gradient_clipping:
-            if own is None:
-                del module.__dict__["configure_gradient_clipping"]
-            else:
-                module.__dict__["configure_gradient_clipping"] = own
+        put_back()
 
-    module.__dict__["configure_gradient_clipping"] = configure_gradient_clipping
     return restore

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import lightning as L
 import torch
 from torch import Tensor
 from torchmetrics import Metric
+
+from lightning_equiv.wiring.override import override
 
 
 def silent_validation_step(
@@ -32,21 +34,11 @@ def silent_validation_step(
 
     known = {"batch_idx": batch_idx, "dataloader_idx": dataloader_idx}
     parameters = inspect.signature(module.validation_step).parameters
-    with _replaced(module, log=log, log_dict=log_dict), _metrics_kept(module):
+    with ExitStack() as undo, _metrics_kept(module):
+        undo.callback(override(module, "log", log))
+        undo.callback(override(module, "log_dict", log_dict))
         module.validation_step(batch, **{name: value for name, value in known.items() if name in parameters})
     return seen
-
-
-@contextmanager
-def _replaced(module: L.LightningModule, **methods: Any) -> Iterator[None]:
-    own = {name: module.__dict__[name] for name in methods if name in module.__dict__}
-    module.__dict__.update(methods)
-    try:
-        yield
-    finally:
-        for name in methods:
-            del module.__dict__[name]
-        module.__dict__.update(own)
 
 
 @contextmanager

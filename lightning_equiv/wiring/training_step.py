@@ -17,6 +17,8 @@ from typing import Any
 import lightning as L
 from torch import Tensor
 
+from lightning_equiv.wiring.override import override
+
 _ENTRIES = "_lightning_equiv_entries"
 
 
@@ -54,7 +56,7 @@ def wrap_training_step(module: L.LightningModule, hooks: StepHooks) -> Callable[
 
 
 def _wrap(module: L.LightningModule) -> list[StepHooks]:
-    original, own = module.training_step, module.__dict__.get("training_step")
+    original = module.training_step
     entries: list[StepHooks] = []
 
     @functools.wraps(original)  # Lightning reads the signature to decide whether to pass batch_idx
@@ -77,15 +79,6 @@ def _wrap(module: L.LightningModule) -> list[StepHooks]:
             loss = hooks.after(batch, loss)
         return {**output, "loss": loss} if isinstance(output, Mapping) else loss
 
-    def restore() -> None:
-        if module.__dict__.get("training_step") is not training_step:
-            return  # somebody wrapped ours: theirs stays
-        if own is None:
-            del module.__dict__["training_step"]
-        else:
-            module.__dict__["training_step"] = own
-
     setattr(training_step, _ENTRIES, entries)
-    training_step.restore = restore  # type: ignore[attr-defined]
-    module.__dict__["training_step"] = training_step
+    training_step.restore = override(module, "training_step", training_step)  # type: ignore[attr-defined]
     return entries

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_equiv import RECM, SO3
 from lightning_equiv.groups.group import derived_generator
-from tests.strategies.relaxed_by_hand import LAYERS
+from tests.strategies.relaxed_by_hand import LAYERS, clip_each
 from tests.strategies.toys import SYMMETRY, Plain
 
 GAIN = 0.4
@@ -39,10 +39,8 @@ class RecmByHand(Plain):
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
-        clip = nn.utils.clip_grad_value_ if gradient_clip_algorithm == "value" else nn.utils.clip_grad_norm_
-        if gradient_clip_val:
-            clip(self.net.parameters(), gradient_clip_val)
-            clip([*self.branches.parameters(), *self.statistics.parameters()], gradient_clip_val)
+        ours = [*self.branches.parameters(), *self.statistics.parameters()]
+        clip_each(gradient_clip_val, gradient_clip_algorithm, self.net.parameters(), ours)
 
     def gain(self) -> float:
         p = self.step / self.trainer.estimated_stepping_batches

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -37,10 +38,7 @@ class RelaxedByHand(Plain):
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
         """The network's gradients and those of the branches, each by itself."""
-        clip = nn.utils.clip_grad_value_ if gradient_clip_algorithm == "value" else nn.utils.clip_grad_norm_
-        if gradient_clip_val:
-            clip(self.net.parameters(), gradient_clip_val)
-            clip([self.W, self.V], gradient_clip_val)
+        clip_each(gradient_clip_val, gradient_clip_algorithm, self.net.parameters(), [self.W, self.V])
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         x, y = batch
@@ -57,6 +55,13 @@ class RelaxedByHand(Plain):
             norm = (sum((self.W @ v).square().sum() for v in x) / len(x)).sqrt()
             norm = norm + (sum((self.V @ v).square().sum() for v in a) / len(a)).sqrt()
         return loss + LIE * lie + NORM * norm
+
+
+def clip_each(value: float | None, algorithm: str | None, *groups: Iterable[nn.Parameter]) -> None:
+    """Clip the gradients of every group by itself."""
+    clip = nn.utils.clip_grad_value_ if algorithm == "value" else nn.utils.clip_grad_norm_
+    for group in groups if value else ():
+        clip(group, value)
 
 
 def slow_root(rows: Tensor, commutator: Any) -> Tensor:
