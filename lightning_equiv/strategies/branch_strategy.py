@@ -10,7 +10,6 @@ from typing import Any, Literal
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import WeightAveraging
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
@@ -173,13 +172,9 @@ class BranchStrategy(Strategy):
     # ---- Lightning's hooks ---------------------------------------------------------------------------------------
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Attach now, or as soon as a lazily built model is there: before the optimizers and before DDP."""
+        super().setup(trainer, pl_module, stage)
         if stage != "fit":
             return
-        if isinstance(trainer.strategy, FSDPStrategy | DeepSpeedStrategy | ModelParallelStrategy):
-            raise RuntimeError(
-                f"{type(self).__name__} adds parameters, which {type(trainer.strategy).__name__} would shard wrongly: "
-                "use DDP"
-            )
         callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
         earlier = callbacks[: callbacks.index(self)]
         if any(isinstance(callback, WeightAveraging) for callback in earlier):
@@ -264,13 +259,13 @@ class BranchStrategy(Strategy):
         """Relax again."""
         self._temporary.close()
 
-    def state_dict(self) -> dict[str, Any]:
+    def own_state(self) -> dict[str, Any]:
         """The branches' weights."""
         return {} if self._container is None else {"branches": self._container.own_state()}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_own_state(self, state: dict[str, Any]) -> None:
         """Branches from a checkpoint; kept for the attachment if that comes later."""
-        self._loaded = state_dict["branches"]
+        self._loaded = state["branches"]
         if self._container is not None:
             self._container.load_own_state(self._loaded)
 

@@ -36,6 +36,8 @@ class GroupAugmentation(Strategy):
         >>> trainer = L.Trainer(callbacks=[GroupAugmentation(symmetry)], logger=False, enable_checkpointing=False)
     """
 
+    works_sharded = True
+
     def __init__(self, symmetry: Symmetry, *, seed: int = 0, name: str = "group_augmentation") -> None:
         super().__init__(name=name, seed=seed)
         if symmetry.batch is None:

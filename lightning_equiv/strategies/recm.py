@@ -365,17 +365,17 @@ class RECM(BranchStrategy):
         self.detach()
         self._finalize(module)
 
-    def state_dict(self) -> dict[str, Any]:
+    def own_state(self) -> dict[str, Any]:
         """The branches' weights, u, w, and the state of every layer."""
         if self._container is None:
             return {}
         layers = {name: recurrence.state() for name, recurrence in self.recurrences.items()}
-        return {**super().state_dict(), "layers": layers, "step": self._step}
+        return {**super().own_state(), "layers": layers, "step": self._step}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_own_state(self, state: dict[str, Any]) -> None:
         """Branches, u, w and states from a checkpoint; kept for the attachment if that comes later."""
-        super().load_state_dict(state_dict)
-        self._loaded_states, self._step = state_dict["layers"], state_dict["step"]
+        super().load_own_state(state)
+        self._loaded_states, self._step = state["layers"], state["step"]
         if self._container is not None:
             self._load_states(self._loaded_states)
 

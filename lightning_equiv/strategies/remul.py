@@ -103,6 +103,7 @@ class REMUL(Strategy):
         self.distance = as_distance(loss)
         self.freeze_stochastic, self.last_layer = freeze_stochastic, last_layer
         self.gradnorm_gamma, self.gradnorm_lr = gradnorm_gamma, gradnorm_lr
+        self.works_sharded = balance == "constant"  # GradNorm looks at the last weights
         self._weights = torch.tensor([1.0, float(weight)]) * (1.0 if balance == "constant" else 2 / (1 + weight))
         self._first_losses: Tensor | None = None
 
@@ -217,12 +218,13 @@ class REMUL(Strategy):
             )
         return matrices[-1]
 
-    def state_dict(self) -> dict[str, Any]:
+    def own_state(self) -> dict[str, Any]:
         """GradNorm's weights and first losses; constant weights have no state."""
         if self.balance == "constant":
             return {}
         return {"weights": self._weights, "first_losses": self._first_losses}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_own_state(self, state: dict[str, Any]) -> None:
         """Go on from saved weights."""
-        self._weights, self._first_losses = state_dict["weights"], state_dict["first_losses"]
+        if self.balance == "gradnorm":
+            self._weights, self._first_losses = state["weights"], state["first_losses"]

@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lightning_equiv.groups.group import derived_generator, process_rank
@@ -33,10 +34,14 @@ class Strategy(L.Callback):
     Attributes:
         changes_loss: whether it needs automatic optimisation.
         adds_parameters: whether weights of its own train with the model.
+        works_sharded: whether it leaves alone which process holds which part of a weight, as FSDP and DeepSpeed decide.
+        state_format: number of what `own_state` holds; raised when a newer version cannot read an older one's.
     """
 
     changes_loss: bool = False
     adds_parameters: bool = False
+    works_sharded: bool = False
+    state_format: int = 1
 
     def __init__(self, *, name: str, seed: int = 0) -> None:
         self.name, self.seed = name, seed
@@ -109,7 +114,42 @@ class Strategy(L.Callback):
         """What tells this strategy from another in a checkpoint."""
         return self._generate_state_key(name=self.name)
 
+    def own_state(self) -> dict[str, Any]:
+        """What a resumed run needs: tensors, numbers, strings and containers of these. Most strategies need nothing."""
+        return {}
+
+    def load_own_state(self, state: dict[str, Any]) -> None:
+        """Go on from `own_state`."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is ours in a checkpoint, with the number of its format."""
+        state = self.own_state()
+        return {"format": self.state_format, **state} if state else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint.
+
+        Raises:
+            RuntimeError: the checkpoint was written by a version whose state is of another format.
+        """
+        if state_dict.get("format") != self.state_format:
+            raise RuntimeError(
+                f"the checkpoint holds the state of {self.state_key} in format {state_dict.get('format')}, expected "
+                f"{self.state_format}: another version of lightning_equiv wrote it. Resume with that version, or begin "
+                "anew from its weights, `module.load_state_dict(torch.load(path)['state_dict'])`, without ckpt_path"
+            )
+        self.load_own_state(state_dict)
+
     # ---- Lightning's hooks ---------------------------------------------------------------------------------------
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Refuse a way of training that would shard what has to be whole."""
+        sharded = isinstance(trainer.strategy, FSDPStrategy | DeepSpeedStrategy | ModelParallelStrategy)
+        if stage == "fit" and sharded and not self.works_sharded:
+            raise RuntimeError(
+                f"{type(self).__name__} reads or adds weights of the network, which {type(trainer.strategy).__name__} "
+                "shards: expected a strategy of the Trainer that keeps them whole, write strategy='ddp'"
+            )
+
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Attach: lazily built networks exist by now."""
         if self._undo is None:

@@ -334,6 +334,7 @@ class SymmetryCloning(Strategy):
     # ---- Lightning's hooks ---------------------------------------------------------------------------------------
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Attach before the optimizers and before DDP: what is frozen must be so by then."""
+        super().setup(trainer, pl_module, stage)
         if stage == "fit":
             self.attach_early(pl_module)
 
@@ -376,13 +377,13 @@ class SymmetryCloning(Strategy):
         if self.mode == "anneal":
             self._decay = max(0.0, 1 - trainer.global_step / run_length(trainer, None, type(self).__name__))
 
-    def state_dict(self) -> dict[str, Any]:
+    def own_state(self) -> dict[str, Any]:
         """The clone, and what it reached."""
         return {"clone": _on_cpu(self._clone), "report": self.report} if self._clone else {}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_own_state(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint: the student in it has been taught."""
-        self._clone, self.report = dict(state_dict["clone"]), dict(state_dict["report"])
+        self._clone, self.report = dict(state["clone"]), dict(state["report"])
 
 
 def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
