@@ -138,6 +138,7 @@ GROUPS = {
     "O3": GroupCase(O3(), "O(3)", "O3()", None, orthogonal(3, reflections=True)),
     "SE3": GroupCase(SE3(), "SE(3)", "SE3(scale=1.0)", None, rigid(reflections=False)),
     "E3": GroupCase(E3(), "E(3)", "E3(scale=1.0)", None, rigid(reflections=True)),
+    "SE3, scaled": GroupCase(SE3(20.5), "SE(3, scale=20.5)", "SE3(scale=20.5)", None, rigid(reflections=False)),
     "C1": GroupCase(Cyclic(1), "C1", "Cyclic(n=1)", 1, whole(1)),
     "C4": GroupCase(Cyclic(4), "C4", "Cyclic(n=4)", 4, whole(4)),
     "C7": GroupCase(Cyclic(7), "C7", "Cyclic(n=7)", 7, whole(7)),

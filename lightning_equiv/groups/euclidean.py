@@ -33,6 +33,9 @@ class EuclideanGroup(Group):
         if not 0 <= self.scale < math.inf:
             raise ValueError(f"expected a finite translation scale of at least 0, got {self.scale}")
 
+    def _name(self, letters: str) -> str:
+        return f"{letters}(3)" if self.scale == 1 else f"{letters}(3, scale={self.scale})"
+
     def element(self, matrix: Tensor, translation: Tensor) -> GroupElement:
         """The elements x -> R x + t, checked.
 
@@ -97,7 +100,7 @@ class SE3(EuclideanGroup):
     """
 
     def __str__(self) -> str:
-        return "SE(3)"
+        return self._name("SE")
 
 
 @dataclass(frozen=True)
@@ -116,8 +119,9 @@ class E3(EuclideanGroup):
         return GroupElement(self, (-matrix, translation))
 
     def __str__(self) -> str:
-        return "E(3)"
+        return self._name("E")
 
 
-register_group("SE(3)", r"SE\(?3\)?", SE3)
-register_group("E(3)", r"E\(?3\)?", E3)
+_SCALE = r"\(?3(?:,\s*scale=(\d+\.?\d*(?:e[+-]?\d+)?))?\)?"
+register_group("SE(3)", "SE" + _SCALE, SE3)
+register_group("E(3)", "E" + _SCALE, E3)

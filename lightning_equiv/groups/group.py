@@ -267,7 +267,7 @@ _patterns: list[tuple[str, re.Pattern[str], type[Group]]] = []
 
 
 def register_group(example: str, pattern: str, constructor: type[Group]) -> None:
-    """Let `as_group` understand strings that match `pattern`; its groups become whole-number arguments."""
+    """Let `as_group` understand strings that match `pattern`; its groups become the numbers that make one."""
     _patterns.append((example, re.compile(pattern, re.IGNORECASE), constructor))
 
 
@@ -275,7 +275,8 @@ def as_group(group: Group | str) -> Group:
     """The group that a string names.
 
     "SO(2)", "SO(3)", "O(3)", "SE(3)", "E(3)", "C4" (any n), "D4" (any n), "S5" (any n), and direct products such as
-    "SO(3) x S5". A group is passed through.
+    "SO(3) x S5"; "SE(3, scale=20)" says how far translations go. `str` of a group is such a name. A group is passed
+    through.
 
     Raises:
         ValueError: the string names no group; the nearest names are shown.
@@ -293,7 +294,7 @@ def as_group(group: Group | str) -> Group:
         return Product(tuple(as_group(word) for word in words))
     for _, pattern, constructor in _patterns:
         if match := pattern.fullmatch(words[0]):
-            return constructor(*[int(v) for v in match.groups()])
+            return constructor(*[int(v) if v.isdigit() else float(v) for v in match.groups() if v is not None])
     names = [example for example, _, _ in _patterns]
     near = difflib.get_close_matches(group.upper(), names, n=2, cutoff=0.4)
     hint = f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""
