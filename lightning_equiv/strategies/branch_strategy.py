@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
@@ -177,14 +177,13 @@ class BranchStrategy(Strategy):
             return
         callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
         earlier = callbacks[: callbacks.index(self)]
-        if any(isinstance(callback, WeightAveraging) for callback in earlier):
+        if any(isinstance(callback, WeightAveraging | StochasticWeightAveraging) for callback in earlier):
             raise RuntimeError(f"weight averaging must come after {type(self).__name__} in the list of callbacks")
         self.attach_early(pl_module)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Check what only the optimizers and the loaders can tell."""
+        """Check what only the optimizers can tell."""
         super().on_fit_start(trainer, pl_module)
-        self._total(trainer)
         held = {id(p) for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"]}
         assert self._container is not None
         if any(id(p) not in held for p in self._container.parameters()):
@@ -195,6 +194,10 @@ class BranchStrategy(Strategy):
             )
         for b in self.branches:
             b.theta = b.theta.to(pl_module.device)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Refuse an endless run; asked any earlier, the Trainer would not restore its loaders in mid-epoch."""
+        self._total(trainer)
 
     def _total(self, trainer: L.Trainer) -> int:
         return run_length(trainer, self.horizon, type(self).__name__)
@@ -329,7 +332,7 @@ def _common_owner(module: nn.Module, names: list[str]) -> nn.Module:
         common.append(words[0])
     owner = module.get_submodule(".".join(common))
     # what runs or lists its children must not get one more, and a compiled module hands it on to what it wraps
-    while isinstance(owner, nn.ModuleDict) or _is_numbered(owner) or hasattr(owner, "_orig_mod"):
+    while isinstance(owner, nn.ModuleDict | nn.Sequential) or _is_numbered(owner) or hasattr(owner, "_orig_mod"):
         common.pop()
         owner = module.get_submodule(".".join(common))
     return owner

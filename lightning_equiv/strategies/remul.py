@@ -121,7 +121,7 @@ class REMUL(Strategy):
         def after(batch: Any, task_loss: Tensor) -> Tensor:
             return self._total(module, network, shared, batch, task_loss, recorder.stop())
 
-        undo.callback(wrap_training_step(module, StepHooks(before=before, after=after)))
+        undo.callback(wrap_training_step(module, StepHooks(before=before, after=after, skipped=recorder.stop)))
 
     def _total(
         self,

@@ -81,6 +81,9 @@ class Strategy(L.Callback):
         if undo is not None:
             undo.close()
 
+    def update(self, step: int, total: int) -> None:
+        """Say which optimizer step of how many comes next; a loop without a Trainer calls it before every step."""
+
     def generator(self) -> torch.Generator:
         """A generator for the draws of this batch."""
         rank = process_rank()

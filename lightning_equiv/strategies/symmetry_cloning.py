@@ -175,10 +175,15 @@ class SymmetryCloning(Strategy):
                 )
         undo.callback(wrap_training_step(module, StepHooks(after=self._after(module, student))))
 
+    def update(self, step: int, total: int) -> None:
+        if self.mode == "anneal":
+            self._decay = max(0.0, 1 - step / total)
+
     def _after(self, module: L.LightningModule, student: nn.Module) -> Callable[[Any, Tensor], Tensor]:
         def after(batch: Any, loss: Tensor) -> Tensor:
             if not self._clone:
                 return loss
+            self._clone = {n: self._clone[n].to(p.device) for n, p in student.named_parameters()}  # if read in mid-fit
             squares = torch.stack([(p - self._clone[n]).square().sum() for n, p in student.named_parameters()]).sum()
             length = torch.stack([t.square().sum() for t in self._clone.values()]).sum()
             values = {**self.report, "drift": (squares.detach() / length).sqrt()}
@@ -341,8 +346,6 @@ class SymmetryCloning(Strategy):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Clone, on one process; take what a checkpoint or the last fit of this module has left."""
         super().on_fit_start(trainer, pl_module)
-        if self.mode == "anneal":
-            run_length(trainer, None, type(self).__name__)
         student = find_network(pl_module, self.network)
         parameters = dict(student.named_parameters())
         again = self._cloned is not None and self._cloned() is student
@@ -375,7 +378,7 @@ class SymmetryCloning(Strategy):
         """How strong the pull is now."""
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
         if self.mode == "anneal":
-            self._decay = max(0.0, 1 - trainer.global_step / run_length(trainer, None, type(self).__name__))
+            self.update(trainer.global_step, run_length(trainer, None, type(self).__name__))
 
     def own_state(self) -> dict[str, Any]:
         """The clone, and what it reached."""

@@ -31,12 +31,14 @@ class StepHooks:
         ready: told the batch that the step will see, when everybody has changed it who wants to.
         after: (batch that the step saw, its loss) -> the loss to train on.
         done: called as soon as the step has returned, before anything else runs the network.
+        skipped: called in place of `after` where the step returned no loss, by which Lightning skips the batch.
     """
 
     before: Callable[[Any], Any] = lambda batch: batch
     ready: Callable[[Any], None] = lambda batch: None
     after: Callable[[Any, Tensor], Tensor] = lambda batch, loss: loss
     done: Callable[[], None] = lambda: None
+    skipped: Callable[[], Any] = lambda: None
 
 
 def wrap_training_step(module: L.LightningModule, hooks: StepHooks) -> Callable[[], None]:
@@ -74,7 +76,9 @@ def _wrap(module: L.LightningModule) -> list[StepHooks]:
             hooks.done()
         loss = output.get("loss") if isinstance(output, Mapping) else output
         if not isinstance(loss, Tensor):
-            return output  # None skips the step
+            for hooks in entries:
+                hooks.skipped()
+            return output
         for hooks in entries:
             loss = hooks.after(batch, loss)
         return {**output, "loss": loss} if isinstance(output, Mapping) else loss

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Any
 
 import lightning as L
@@ -522,6 +523,14 @@ def test_layers_that_return_no_tensor_or_are_scripted() -> None:
     module = Plain(nn.Sequential(scripted))
     with pytest.raises(ValueError, match="scripted"):
         trainer(ConstraintRelaxation("SO(3)", {"net.0": ("1o", "1o")})).fit(module, loader())
+
+
+def test_a_sequence_whose_layers_have_names() -> None:
+    named = [("first", nn.Linear(3, 16)), ("act", nn.Tanh()), ("last", nn.Linear(16, 3))]
+    module = Plain(nn.Sequential(OrderedDict(named)))
+    layers = {"net.first": ("1o", "16x0e"), "net.last": ("16x0e", "1o")}
+    trainer(ConstraintRelaxation("SO(3)", layers)).fit(module, loader())  # which runs all its children in turn
+    assert list(module.net._modules) == ["first", "act", "last"]
 
 
 def test_an_endless_run_needs_a_horizon() -> None:
