@@ -23,11 +23,11 @@ from pathlib import Path
 
 import lightning as L
 import matplotlib.pyplot as plt
-import torch
+from networks.layered import LayeredNetwork
 from shared.comparison import Run, arguments, compare, cosine
 from torch import Tensor, nn
 
-from lightning_equiv import CircularConvolution, ClonedLayer, ConditionalBilinear, GroupConvolution, SymmetryCloning
+from lightning_equiv import CircularConvolution, ConditionalBilinear, GroupConvolution, SymmetryCloning
 from lightning_equiv.datasets import DigitsDataModule
 from lightning_equiv.datasets.digits import PROBLEMS
 from lightning_equiv.modules.teachers import Teacher
@@ -65,26 +65,6 @@ def make_teacher(problem: str, kernel_size: int) -> Teacher:
     if problem.startswith("translations"):
         return CircularConvolution((12, 12), kernel_size)
     return GroupConvolution("C4", 8, kernel_size, lift=True)
-
-
-class Layered(nn.Module):
-    """Two layers of one student (or of the teacher), the largest over orientations, the mean over positions, a head."""
-
-    def __init__(self, student: nn.Module, channels: int) -> None:
-        super().__init__()
-        self.student = student
-        self.layers = nn.ModuleList([ClonedLayer(student, 1, channels), ClonedLayer(student, channels, channels)])
-        self.norms = nn.ModuleList(nn.BatchNorm1d(channels) for _ in self.layers)
-        self.head = nn.Linear(2 * channels, 10)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(B, 1, H, H) to (B, 10)."""
-        x = images
-        for layer, norm in zip(self.layers, self.norms, strict=True):
-            y = layer(x)
-            y = norm(y.flatten(2)).relu().view_as(y)
-            x = y.amax(2) if y.ndim == 5 else y  # (B, C, H, H)
-        return self.head(torch.cat([x.mean((-2, -1)), x.amax((-2, -1))], dim=-1))
 
 
 class Digits(L.LightningModule):
@@ -125,7 +105,7 @@ def make_module(way: str, problem: str, preset: Preset) -> Digits:
             nn.Linear(preset.width, 10),
         )
     else:
-        net = Layered(teacher if way == "strict" else ConditionalBilinear.like(teacher), preset.channels)
+        net = LayeredNetwork(teacher if way == "strict" else ConditionalBilinear.like(teacher), preset.channels)
     return Digits(net, preset.lr, preset.steps)
 
 

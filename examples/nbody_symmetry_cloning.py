@@ -12,7 +12,6 @@ Prints a table of test errors and equivariance errors and writes it as nbody_sym
 
 from __future__ import annotations
 
-import csv
 import statistics
 import tempfile
 from collections.abc import Sequence
@@ -25,7 +24,7 @@ import torch
 from nbody_constraint_relaxation import Charges
 from networks.e3nn_message_passing import E3nnMessagePassing
 from networks.transformer import ParticleTransformer
-from shared.comparison import arguments, quiet, spread
+from shared.comparison import arguments, quiet, spread, write_table
 from torch import Tensor, nn
 
 from lightning_equiv import GroupAugmentation, Invariant, Symmetry, SymmetryCloning, equivariance_error
@@ -132,12 +131,7 @@ def main(argv: list[str] | None = None) -> None:
         mse, error = (list(column) for column in zip(*runs, strict=True))
         rows.append([name, str(len(runs)), spread(mse), f"{statistics.mean(error):.1e}"])
     path = options.out / f"nbody_symmetry_cloning_{'fast_dev_run' if options.fast_dev_run else options.preset}"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_suffix(".csv").open("w", newline="") as file:
-        csv.writer(file).writerows(rows)
-    lines = [f"| {' | '.join(row)} |" for row in (rows[0], ["---"] * len(rows[0]), *rows[1:])]
-    command = f"python examples/nbody_symmetry_cloning.py --preset {options.preset}"
-    path.with_suffix(".md").write_text(f"`{command}`\n\n" + "\n".join(lines) + "\n")
+    write_table(rows, path, f"python examples/nbody_symmetry_cloning.py --preset {options.preset}")
     print(path.with_suffix(".md").read_text())
 
 

@@ -27,6 +27,7 @@ from lightning_equiv.metrics.functional import equivariance_error
 from lightning_equiv.metrics.monitor import EquivarianceMonitor
 from lightning_equiv.modules.cloned_layer import ClonedLayer, ConditionalBilinear, ConditionalMLP
 from lightning_equiv.modules.symmetry_mixin import SymmetryMixin
+from lightning_equiv.modules.symmetry_module import ClassificationModule, RegressionModule, SymmetryModule
 from lightning_equiv.modules.teachers import (
     CircularConvolution,
     EquivariantLinear,
@@ -55,6 +56,7 @@ __all__ = [
     "AlgebraElement",
     "CartesianTensor",
     "CircularConvolution",
+    "ClassificationModule",
     "ClonedLayer",
     "Composed",
     "ConditionalBilinear",
@@ -80,6 +82,7 @@ __all__ = [
     "Permuted",
     "Point",
     "Product",
+    "RegressionModule",
     "Regular",
     "RelaxedLayer",
     "Representation",
@@ -88,6 +91,7 @@ __all__ = [
     "Symmetry",
     "SymmetryCloning",
     "SymmetryMixin",
+    "SymmetryModule",
     "Teacher",
     "VectorField",
     "as_group",

@@ -34,7 +34,7 @@ def test_every_public_name_is_in_the_docs_and_the_changelog(name: str) -> None:
 
 
 def test_every_local_link_of_the_readme_leads_somewhere() -> None:
-    links = re.findall(r"\]\((?!http)([^)#]+)\)", (ROOT / "README.md").read_text())
+    links = re.findall(r"\]\((?!http)([^)#]+)(?:#[^)]*)?\)", (ROOT / "README.md").read_text())
     assert links
     assert [link for link in links if not (ROOT / link).exists()] == []
 
@@ -71,3 +71,14 @@ def test_the_readme_code_runs_on_a_users_module() -> None:
     exec(code, space)
     logged = space["trainer"].callback_metrics
     assert {"equivariance_error", "remul/task_loss", "remul/equivariance_loss"} <= set(logged)
+
+
+def test_the_code_of_the_page_on_modules_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/modules.md").read_text(), re.DOTALL)
+    assert len(blocks) == 3
+    monkeypatch.chdir(tmp_path)  # it writes a checkpoint
+    quiet = "accelerator='cpu', enable_progress_bar=False, enable_model_summary=False, logger=False"
+    space: dict[str, object] = {}
+    for block in blocks:
+        exec(block.replace("L.Trainer(", f"L.Trainer({quiet}, "), space)
+    assert type(space["again"]).__name__ == "Gravity"

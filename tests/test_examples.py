@@ -17,6 +17,7 @@ COMMANDS = {
     "nbody_constraint_relaxation.py": ["--no-progress", "--threads", "1", "--out", "{out}"],
     "digits_symmetry_cloning.py": ["--no-progress", "--threads", "1", "--out", "{out}"],
     "nbody_symmetry_cloning.py": ["--no-progress", "--threads", "1", "--out", "{out}"],
+    "without_a_trainer.py": ["--out", "{out}"],
     "nbody_recm.py": ["--no-progress", "--threads", "1", "--out", "{out}"],
     "shapes_constraint_relaxation.py": ["--no-progress", "--threads", "1", "--out", "{out}"],
     "benchmark_relaxation.py": ["--csv", "{out}/relaxation.csv"],

@@ -200,14 +200,18 @@ def table(runs: list[Run], scale: float, unit: str, axis: str) -> list[list[str]
 
 def write(runs: list[Run], path: Path, command: str, *, scale: float, unit: str, axis: str) -> None:
     """The table as CSV and Markdown, and every run with its curves as JSON."""
+    write_table(table(runs, scale, unit, axis), path, command)
+    path.with_suffix(".json").write_text(json.dumps([asdict(run) for run in runs]))
+
+
+def write_table(rows: list[list[str]], path: Path, command: str) -> None:
+    """Rows, the first of them the header, as CSV and as Markdown under the command that made them."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    rows = table(runs, scale, unit, axis)
     with path.with_suffix(".csv").open("w", newline="") as file:
         csv.writer(file).writerows(rows)
     lines = [" | ".join(row) for row in (rows[0], ["---"] * len(rows[0]), *rows[1:])]
     text = f"`{command}`\n\n" + "\n".join(f"| {line} |" for line in lines) + "\n"
     path.with_suffix(".md").write_text(text)
-    path.with_suffix(".json").write_text(json.dumps([asdict(run) for run in runs]))
 
 
 def draw(runs: list[Run], path: Path, *, panels: list[tuple[str, str]], scale: dict[str, float]) -> None:

@@ -1,1 +1,1 @@
-"""Modules to build with: families of equivariant maps, and layers assembled from their clones."""
+"""Modules to subclass and to build with: ready trainings, families of equivariant maps, layers of their clones."""

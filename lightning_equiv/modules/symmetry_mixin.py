@@ -53,7 +53,7 @@ class SymmetryMixin(L.LightningModule):
     _symmetry_draws: tuple[int, int] = (-1, 0)  # optimizer step, draws in it
 
     def configure_callbacks(self) -> list[L.Callback]:
-        """The strategies, and a monitor unless the Trainer has one."""
+        """The strategies, and a monitor unless the Trainer has one; nothing that it has already."""
         theirs: list[L.Callback] = [] if self._trainer is None else self._trainer.callbacks  # type: ignore[attr-defined]
         kinds = {type(strategy).__name__: strategy for strategy in self.strategies}
         for callback in theirs:
@@ -70,7 +70,7 @@ class SymmetryMixin(L.LightningModule):
             if self._symmetry_monitor is None:
                 self._symmetry_monitor = EquivarianceMonitor(self.symmetry, network=self.symmetry_network)
             callbacks.append(self._symmetry_monitor)
-        return callbacks
+        return [callback for callback in callbacks if not any(callback is c for c in theirs)]
 
     def equivariance_loss(
         self,

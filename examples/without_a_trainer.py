@@ -1,0 +1,87 @@
+"""Strategies in a training loop written by hand: attach, train, detach.
+
+An e3nn network on charged particles, strict and relaxed by `ConstraintRelaxation`; no Trainer anywhere. What a loop
+owes a strategy are three calls: `attach` before the optimizer is made (the strategy may bring weights), `update` before
+every step, `detach` at the end, also after an exception.
+
+    python examples/without_a_trainer.py
+
+Prints a table and writes it: without_a_trainer.csv, .md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from pathlib import Path
+
+import torch
+from networks.e3nn_message_passing import E3nnMessagePassing
+from shared.comparison import write_table
+from torch import Tensor
+
+from lightning_equiv import ConstraintRelaxation, Invariant, RegressionModule, Strategy, Symmetry, equivariance_error
+from lightning_equiv.datasets import ChargedDataModule
+
+SYMMETRY = Symmetry("O(3)", inputs={"charges": Invariant(), "positions": "1o", "velocities": "1o"}, outputs="1o")
+
+
+def train(module: RegressionModule, data: ChargedDataModule, strategy: Strategy | None, steps: int) -> list[float]:
+    """Equivariance error of the network after every tenth of the training."""
+    errors = []
+    validation = next(iter(data.val_dataloader()))
+    args, kwargs = module.arguments(validation)
+    if strategy is not None:
+        strategy.attach(module)
+    try:
+        optimizer = torch.optim.Adam(module.parameters(), lr=1e-2)
+        batches = itertools.chain.from_iterable(itertools.repeat(data.train_dataloader()))
+        for step, batch in enumerate(itertools.islice(batches, steps)):
+            if strategy is not None:
+                strategy.update(step, steps)
+            loss: Tensor = module.training_step(batch, step)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            if step % max(steps // 10, 1) == 0:
+                error = equivariance_error(module.net, args, SYMMETRY, kwargs=kwargs, num_samples=1)
+                errors.append(float(error.mean()))
+    finally:
+        if strategy is not None:
+            strategy.detach()
+    return errors
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("results"), help="where the table goes")
+    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument(
+        "--fast-dev-run", action="store_true", help="a few steps of a tiny network, to see that it runs"
+    )
+    options = parser.parse_args(argv)
+    small = options.fast_dev_run
+    steps = 10 if small else options.steps
+    data = ChargedDataModule(
+        train_size=20 if small else 1000,
+        val_size=100,
+        test_size=1,
+        batch_size=20 if small else 50,
+        steps=20 if small else 1000,
+    )
+    rows = []
+    for way in ("strict", "relaxed"):
+        torch.manual_seed(0)
+        module = RegressionModule(E3nnMessagePassing("8x0e+8x1o", 2), target="targets")
+        strategy = ConstraintRelaxation("O(3)", "net.layers.*.update") if way == "relaxed" else None
+        errors = train(module, data, strategy, steps)
+        with torch.no_grad():
+            mse = module.loss_of(next(iter(data.val_dataloader())))[0]
+        rows.append([way, f"{1e3 * mse:.2f}", f"{max(errors):.2e}", f"{errors[-1]:.2e}"])
+    header = ["training", "validation MSE x 1e-3", "largest equivariance error", "equivariance error at the end"]
+    write_table([header, *rows], options.out / "without_a_trainer", "python examples/without_a_trainer.py")
+    print((options.out / "without_a_trainer.md").read_text())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+"""The command line: a training from a configuration file.
+
+    python -m lightning_equiv fit --config examples/cli/remul.yaml
+    python -m lightning_equiv fit --model.help lightning_equiv.RegressionModule
+    python -m lightning_equiv fit --trainer.callbacks.help lightning_equiv.REMUL
+
+It is a `LightningCLI`: `model`, `data` and callbacks are classes by their names, of this library or anybody's, with
+their arguments; `--print_config` prints all of them.
+"""
+
+from __future__ import annotations
+
+import sys
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the command line.
+
+    Args:
+        args: the words after the program's name; None takes those that it was called with.
+    """
+    try:
+        import jsonargparse  # noqa: F401 (LightningCLI's own message does not name our extra)
+    except ImportError:
+        sys.exit("the command line needs jsonargparse: pip install 'lightning_equiv[cli]'")
+    from lightning.pytorch.cli import LightningCLI
+
+    import lightning_equiv.datasets  # noqa: F401 (so that its classes are offered by their bare names)
+
+    LightningCLI(args=args, parser_kwargs={"prog": "python -m lightning_equiv", "description": __doc__})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,309 @@
+"""SymmetryModule: a ready LightningModule for supervised learning around any network; regression, classification."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from lightning_utilities.core.rank_zero import rank_zero_warn
+from torch import Tensor, nn
+from torchmetrics import Metric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics.regression import MeanAbsoluteError
+
+from lightning_equiv.groups.symmetry import Symmetry
+from lightning_equiv.groups.tree import Tree, describe, is_graph, lookup, tensors
+from lightning_equiv.modules.hyperparameters import check_given, factory, is_note, save_arguments
+from lightning_equiv.modules.symmetry_mixin import SymmetryMixin
+from lightning_equiv.strategies.strategy import Strategy
+
+Key = str | int | Sequence[str | int]
+Loss = Callable[[Any, Any], Tensor]
+LossName = Literal["mse", "l1", "huber", "cross_entropy", "binary_cross_entropy"]
+LOSSES: dict[str, Loss] = {
+    "mse": nn.functional.mse_loss,
+    "l1": nn.functional.l1_loss,
+    "huber": nn.functional.huber_loss,
+    "cross_entropy": nn.functional.cross_entropy,
+    "binary_cross_entropy": nn.functional.binary_cross_entropy_with_logits,
+}
+
+
+class SymmetryModule(SymmetryMixin):
+    """Supervised learning of any network, with its symmetry and its strategies.
+
+        min over the network f    mean loss( f(x), y )
+
+    The network is called with everything of a batch but the target: positional arguments from a tuple (x, .., y),
+    keyword arguments from a dict, the graph itself from a PyG batch. Logs `train_loss`, `val_loss`, `test_loss`, the
+    metrics as `val_NAME` and `test_NAME`, and what the strategies and the monitor of the symmetry log.
+
+    Hyper-parameters are in `hparams` and in every checkpoint as primitives. `load_from_checkpoint(path)` builds a
+    module again that was made by the command line; one that was made in Python wants the objects again that no
+    checkpoint holds, `load_from_checkpoint(path, net=Net())`, and says so. A subclass whose constructor takes numbers
+    and strings needs nothing.
+
+    Args:
+        net: the network f.
+        loss: "mse", "l1", "huber", "cross_entropy", "binary_cross_entropy" (of logits), or a callable (prediction,
+            target) -> scalar.
+        target: where y is in a batch: a key or an index; by default the last of a tuple.
+        inputs: where the network's arguments are, if not everywhere else: keys in their order, or {argument: key}.
+        symmetry: how a group element moves what goes into and comes out of `net`; brings a monitor.
+        strategies: for training; their `network` is "net".
+        metrics: by name, for validation and test.
+        optimizer: parameters -> optimizer: a class of `torch.optim`, a `functools.partial` of one, or
+            {"class_path": "torch.optim.AdamW", "init_args": {"weight_decay": 0.1}}.
+        lr: learning rate of all parameters, and what `Tuner.lr_find` sets; None is the optimizer's own.
+        scheduler: optimizer -> learning-rate scheduler, in the same forms.
+        interval: whether the scheduler counts epochs or optimizer steps.
+
+    Raises:
+        ValueError: an unknown loss; a batch without the target; an object that was not given again.
+
+    Examples:
+        >>> from lightning_equiv import REMUL
+        >>> symmetry = Symmetry("SO(3)", inputs="1o", outputs="1o")
+        >>> module = SymmetryModule(nn.Linear(3, 3), symmetry=symmetry, strategies=[REMUL(symmetry, "net")], lr=0.01)
+        >>> x, y = torch.randn(2, 8, 3)
+        >>> module.predict_step((x, y)).shape  # the target is left out
+        torch.Size([8, 3])
+        >>> module.hparams["symmetry"]["group"], module.hparams["lr"]
+        ('SO(3)', 0.01)
+    """
+
+    symmetry_network = "net"
+
+    def __init__(
+        self,
+        net: nn.Module,
+        *,
+        loss: LossName | Loss = "mse",
+        target: Key = -1,
+        inputs: Sequence[Key] | Mapping[str, Key] | None = None,
+        symmetry: Symmetry | Mapping[str, Any] | None = None,
+        strategies: Sequence[Strategy] = (),
+        metrics: Mapping[str, Metric] | None = None,
+        optimizer: OptimizerCallable = torch.optim.Adam,
+        lr: float | None = None,
+        scheduler: LRSchedulerCallable | None = None,
+        interval: Literal["epoch", "step"] = "epoch",
+    ) -> None:
+        super().__init__()
+        save_arguments(self, inspect.currentframe())
+        check_given(
+            type(self), net=net, loss=loss, symmetry=symmetry, metrics=metrics, optimizer=optimizer, scheduler=scheduler
+        )
+        if isinstance(loss, str) and loss not in LOSSES:
+            raise ValueError(f"expected loss to be one of {', '.join(map(repr, LOSSES))} or a callable, got {loss!r}")
+        if interval not in ("epoch", "step"):
+            raise ValueError(f"expected interval to be 'epoch' or 'step', got {interval!r}")
+        if lost := [strategy for strategy in strategies if is_note(strategy)]:
+            rank_zero_warn(f"strategies are not in a checkpoint: give {lost} again to train on with them")
+        self.net, self.target, self.inputs, self.lr = net, target, inputs, lr
+        self.loss: Loss = LOSSES[loss] if isinstance(loss, str) else loss
+        self.symmetry = Symmetry(**symmetry) if isinstance(symmetry, Mapping) else symmetry
+        self.strategies = [strategy for strategy in strategies if not is_note(strategy)]
+        self.optimizer, self.scheduler, self.interval = factory(optimizer), factory(scheduler), interval
+        self.metrics: dict[str, Metric | MetricCollection] = dict(
+            self.default_metrics() if metrics is None else metrics
+        )
+        self._measured: dict[int, MetricCollection] = {}  # by loader, during an evaluation
+
+    def default_metrics(self) -> Mapping[str, Metric]:
+        """What is measured where nothing is said."""
+        return {}
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.net(*args, **kwargs)
+
+    # ---- one batch -----------------------------------------------------------------------------------------------
+    def arguments(self, batch: Tree) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """(args, kwargs) of the network, from a batch with or without target; to override for batches of any form."""
+        if isinstance(self.inputs, Mapping):
+            return (), {name: lookup(batch, key, "inputs") for name, key in self.inputs.items()}
+        if self.inputs is not None:
+            return tuple(lookup(batch, key, "inputs") for key in self.inputs), {}
+        if isinstance(batch, Mapping):
+            return (), {name: value for name, value in batch.items() if name != self.target}
+        if isinstance(batch, tuple | list):
+            left_out = range(len(batch))[self.target] if len(batch) > 1 and isinstance(self.target, int) else None
+            return tuple(value for i, value in enumerate(batch) if i != left_out), {}
+        if isinstance(batch, Tensor) or is_graph(batch):
+            return (batch,), {}
+        raise ValueError(
+            f"expected a batch that is a tuple, a dict, a tensor or a graph, got {describe(batch)}: say inputs=[...], "
+            f"keys of the network's arguments in it, or override `{type(self).__name__}.arguments`"
+        )
+
+    def labels(self, batch: Tree) -> Tree:
+        """The target y of a batch; to override for batches of any form."""
+        if isinstance(batch, tuple | list) and isinstance(self.target, int) and -len(batch) <= self.target < 0:
+            return batch[self.target]
+        if self.target == -1:
+            raise ValueError(f"expected `target` to say where the label is, got a batch that is {describe(batch)}")
+        return lookup(batch, self.target)
+
+    def check(self, prediction: Tree, target: Tree) -> None:
+        """ValueError where prediction and target cannot belong together."""
+
+    def loss_of(self, batch: Tree) -> tuple[Tensor, Tree, Tree]:
+        """(loss, prediction, target) of a batch."""
+        args, kwargs = self.arguments(batch)
+        prediction, target = self.net(*args, **kwargs), self.labels(batch)
+        self.check(prediction, target)
+        return self.loss(prediction, target), prediction, target
+
+    # ---- Lightning's hooks ---------------------------------------------------------------------------------------
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Logs `train_loss`."""
+        loss, _, target = self.loss_of(batch)
+        if self._trainer is not None:  # a loop of one's own logs as it likes
+            self.log("train_loss", loss, batch_size=_rows(target))
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Logs `val_loss` and the metrics."""
+        self._evaluate("val", batch, dataloader_idx)
+
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Logs `test_loss` and the metrics."""
+        self._evaluate("test", batch, dataloader_idx)
+
+    def predict_step(self, batch: Any, *_: Any) -> Any:
+        """The network's output, whether the batch has a target or not."""
+        args, kwargs = self.arguments(batch)
+        return self.net(*args, **kwargs)
+
+    def _evaluate(self, stage: str, batch: Any, loader: int) -> None:
+        loss, prediction, target = self.loss_of(batch)
+        self.log(f"{stage}_loss", loss, batch_size=_rows(target), prog_bar=stage == "val", sync_dist=True)
+        if loader not in self._measured:
+            self._measured[loader] = MetricCollection(self.metrics, prefix=f"{stage}_").clone().to(self.device)
+        self._measured[loader].update(prediction, target)
+
+    def _log_metrics(self) -> None:
+        for loader, metrics in self._measured.items():
+            suffix = f"/dataloader_idx_{loader}" if len(self._measured) > 1 else ""  # as Lightning adds to the loss
+            values = {f"{name}{suffix}": value for name, value in metrics.compute().items()}
+            self.log_dict(values, add_dataloader_idx=False)
+
+    def on_validation_epoch_start(self) -> None:
+        """Begin to measure."""
+        self._measured = {}
+
+    def on_test_epoch_start(self) -> None:
+        """Begin to measure."""
+        self._measured = {}
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the metrics."""
+        self._log_metrics()
+
+    def on_test_epoch_end(self) -> None:
+        """Log the metrics."""
+        self._log_metrics()
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """The optimizer at `lr`, and its scheduler."""
+        optimizer = self.optimizer(self.parameters())
+        if self.lr is not None:
+            for group in optimizer.param_groups:
+                group["lr"] = self.lr
+        if self.scheduler is None:
+            return optimizer
+        scheduler = self.scheduler(optimizer)
+        monitor = getattr(scheduler, "monitor", "val_loss")  # what a ReduceLROnPlateau looks at
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": self.interval, "monitor": monitor},
+        }
+
+
+class RegressionModule(SymmetryModule):
+    """Regression: `SymmetryModule` that measures the mean absolute error.
+
+    Args:
+        net: the network; its output has the shape of the target.
+        loss: as for `SymmetryModule`.
+        settings: everything else of `SymmetryModule`.
+
+    Raises:
+        ValueError: prediction and target of different shapes, which would be broadcast.
+
+    Examples:
+        A model of your own, with its symmetry and its strategy, that `load_from_checkpoint(path)` builds again:
+
+        >>> from lightning_equiv import REMUL
+        >>> class Forces(RegressionModule):
+        ...     def __init__(self, width: int = 64, weight: float = 1.0) -> None:
+        ...         symmetry = Symmetry("O(3)", inputs="1o", outputs="1o")
+        ...         net = nn.Sequential(nn.Linear(3, width), nn.SiLU(), nn.Linear(width, 3))
+        ...         super().__init__(net, symmetry=symmetry, strategies=[REMUL(symmetry, "net", weight=weight)])
+        >>> Forces(width=16).hparams["width"]
+        16
+    """
+
+    def __init__(self, net: nn.Module, *, loss: LossName | Loss = "mse", **settings: Any) -> None:
+        super().__init__(net, loss=loss, **settings)
+
+    def default_metrics(self) -> Mapping[str, Metric]:
+        """The mean absolute error."""
+        return {"mae": MeanAbsoluteError()}
+
+    def check(self, prediction: Tree, target: Tree) -> None:
+        """ValueError for different shapes."""
+        if isinstance(prediction, Tensor) and isinstance(target, Tensor) and prediction.shape != target.shape:
+            raise ValueError(
+                f"expected a prediction of the target's shape {tuple(target.shape)}, got {tuple(prediction.shape)}: "
+                f"reshape one of them, e.g. in `{type(self).__name__}.labels`"
+            )
+
+
+class ClassificationModule(SymmetryModule):
+    """Classification: `SymmetryModule` that measures the accuracy.
+
+    Args:
+        net: the network; its output are logits (batch, classes, ..), the target whole numbers (batch, ..).
+        num_classes: number of classes.
+        loss: as for `SymmetryModule`.
+        settings: everything else of `SymmetryModule`.
+
+    Raises:
+        ValueError: another number of logits than of classes.
+
+    Examples:
+        >>> symmetry = Symmetry("C4", inputs="Image()", outputs="Invariant()")
+        >>> net = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+        >>> module = ClassificationModule(net, num_classes=10, symmetry=symmetry)
+        >>> module.training_step((torch.randn(5, 1, 8, 8), torch.arange(5)), 0).shape
+        torch.Size([])
+    """
+
+    def __init__(
+        self, net: nn.Module, *, num_classes: int, loss: LossName | Loss = "cross_entropy", **settings: Any
+    ) -> None:
+        self.num_classes = num_classes
+        super().__init__(net, loss=loss, **settings)
+
+    def default_metrics(self) -> Mapping[str, Metric]:
+        """The part of all samples that is classified rightly."""
+        return {"accuracy": MulticlassAccuracy(self.num_classes, average="micro")}
+
+    def check(self, prediction: Tree, target: Tree) -> None:
+        """ValueError for another number of logits than of classes."""
+        if isinstance(prediction, Tensor) and prediction.shape[1:2] != (self.num_classes,):
+            raise ValueError(
+                f"expected logits of shape (batch, {self.num_classes}, ..), got {tuple(prediction.shape)}: the "
+                "network's last layer or num_classes is wrong"
+            )
+
+
+def _rows(target: Tree) -> int | None:
+    """How many samples a loss is the mean of, for the log."""
+    first = next((t for _, t in tensors(target)), None)
+    return len(first) if first is not None and first.ndim else None

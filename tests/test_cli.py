@@ -1,0 +1,191 @@
+"""The command line: every config runs, prints itself and comes back; every class can be written in YAML."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+import lightning_equiv
+from lightning_equiv import (
+    REMUL,
+    ConstraintRelaxation,
+    Strategy,
+    Symmetry,
+    SymmetryModule,
+    datasets,
+)
+from lightning_equiv.__main__ import main
+from tests.contracts import GROUPS, REPRESENTATIONS
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = {path.stem: path for path in sorted((ROOT / "examples/cli").glob("*.yaml"))}
+# lightning 2.6 itself calls what jsonargparse 4.53 deprecates
+pytestmark = pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning")
+QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
+
+
+@pytest.fixture(autouse=True)
+def _no_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What pytest was called with is not for the command line."""
+    monkeypatch.setattr(sys, "argv", ["lightning_equiv"])
+
+
+def strategies_of(config: dict[str, Any]) -> list[str]:
+    return [entry["class_path"] for entry in config["model"]["init_args"]["strategies"]]
+
+
+def printed(*words: str, capsys: pytest.CaptureFixture[str]) -> str:
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        main([*words])
+    assert stop.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_every_strategy_has_a_config() -> None:
+    public = {
+        f"lightning_equiv.{name}"
+        for name, cls in vars(lightning_equiv).items()
+        if isinstance(cls, type) and issubclass(cls, Strategy) and cls is not Strategy
+    }
+    assert {name for path in CONFIGS.values() for name in strategies_of(yaml.safe_load(path.read_text()))} == public
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")  # the test writes no log
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_config_runs_and_its_checkpoint_loads(name: str, tmp_path: Path) -> None:
+    sizes = [f"--data.init_args.{split}_size=16" for split in ("train", "val", "test")]
+    short = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=3", f"--trainer.default_root_dir={tmp_path}"]
+    main(["fit", "--config", str(CONFIGS[name]), *QUIET, *short, *sizes])
+    (path,) = tmp_path.rglob("*.ckpt")
+    config = yaml.safe_load(CONFIGS[name].read_text())
+    made: type[SymmetryModule] = getattr(lightning_equiv, config["model"]["class_path"].split(".")[1])
+    again = made.load_from_checkpoint(path)  # network, symmetry and all, from nothing but the file
+    assert type(again) is made
+    assert [f"lightning_equiv.{type(s).__name__}" for s in again.strategies] == strategies_of(config)
+    assert isinstance(again.symmetry, Symmetry)
+    for key, value in torch.load(path, weights_only=True)["state_dict"].items():
+        assert torch.equal(again.state_dict()[key], value)
+    (saved,) = tmp_path.rglob("config.yaml")
+    main(["test", "--config", str(saved), "--ckpt_path", str(path), "--trainer.logger=false"])
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_what_is_printed_is_what_was_read(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    once = printed("fit", "--config", str(CONFIGS[name]), "--print_config", capsys=capsys)
+    path = tmp_path / "printed.yaml"
+    path.write_text(once)
+    assert printed("fit", "--config", str(path), "--print_config", capsys=capsys) == once
+    whole, ours = yaml.safe_load(once), yaml.safe_load(CONFIGS[name].read_text())
+
+    def holds(whole: Any, part: Any) -> bool:
+        if isinstance(part, dict):
+            return isinstance(whole, dict) and all(holds(whole.get(key), value) for key, value in part.items())
+        if isinstance(part, list):
+            return len(whole) == len(part) and all(map(holds, whole, part))
+        return whole == part
+
+    assert holds(whole, ours)
+
+
+def test_help_is_the_docstrings(capsys: pytest.CaptureFixture[str]) -> None:
+    words = " ".join(printed("fit", "--trainer.callbacks.help", "lightning_equiv.REMUL", capsys=capsys).split())
+    assert "trains any network to be nearly equivariant by a second loss" in words
+    assert "beta, in units of the task loss" in words
+    assert "the group, or its name" in words
+    words = " ".join(printed("fit", "--model.help", "lightning_equiv.ClassificationModule", capsys=capsys).split())
+    assert "number of classes" in words
+    assert "learning rate of all parameters" in words, "the arguments of the base are documented, too"
+    words = " ".join(printed("--help", capsys=capsys).split())
+    assert "python -m lightning_equiv" in words
+    assert "Runs the full optimization routine" in words
+
+
+def test_as_a_program() -> None:
+    command = [sys.executable, "-m", "lightning_equiv", "fit", "--model", "lightning_equiv.SymmetryModul"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, timeout=120)
+    assert done.returncode == 2
+    assert "SymmetryModul" in done.stderr
+
+
+# ---- what can be written ---------------------------------------------------------------------------------------------
+def parse(cls: type, *, key: str = "it", **config: Any) -> Any:
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument(f"--{key}", type=cls)
+    text = yaml.safe_dump({key: config})
+    return parser.instantiate_classes(parser.parse_string(text))[key]
+
+
+@pytest.mark.parametrize("case", GROUPS.values(), ids=GROUPS)
+def test_every_group(case: Any) -> None:
+    by_name = parse(Symmetry, group=case.name, inputs="Invariant()", outputs="Invariant()")
+    assert by_name.group == case.group
+    if isinstance(case.group, lightning_equiv.Product):
+        return
+    arguments = {key: value for key, value in vars(case.group).items() if not key.startswith("_")}
+    config = {"class_path": f"lightning_equiv.{type(case.group).__name__}", "init_args": arguments}
+    assert parse(Symmetry, group=config, inputs="Invariant()", outputs="Invariant()").group == case.group
+
+
+WRITTEN = {name: case for name, case in REPRESENTATIONS.items() if case.typed}
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_every_representation(name: str) -> None:
+    case = WRITTEN[name]
+    spec = {"x": [repr(case.representation), "Invariant()"]}
+    symmetry = parse(Symmetry, group=str(case.group), inputs=spec, outputs=repr(case.representation))
+    assert symmetry.outputs == case.representation
+    assert symmetry.inputs["x"][0] == case.representation
+    written = SymmetryModule(torch.nn.Identity(), symmetry=symmetry).hparams["symmetry"]
+    assert Symmetry(**yaml.safe_load(yaml.safe_dump(written))) == symmetry
+
+
+@pytest.mark.parametrize("name", [name for name in vars(datasets) if name.endswith("DataModule")])
+def test_every_data_module(name: str) -> None:
+    from lightning import LightningDataModule
+
+    required = {"problem": "translations kept"} if name == "DigitsDataModule" else {}
+    config = {"class_path": f"lightning_equiv.datasets.{name}", "init_args": {"batch_size": 7, **required}}
+    assert parse(LightningDataModule, **config).batch_size == 7
+
+
+@pytest.mark.parametrize(
+    ("cls", "arguments"),
+    [
+        (ConstraintRelaxation, {"group": "SO(3)", "layers": "net.*"}),
+        (ConstraintRelaxation, {"group": "SO(3)", "layers": ["net.0", "net.2"], "schedule": "cosine", "horizon": 9}),
+        (ConstraintRelaxation, {"group": "C4", "layers": {"net.0": ["Image()", "Image() @ Regular(-3)"]}}),
+        (REMUL, {"symmetry": {"group": "SE(3, scale=2)", "inputs": "Point()", "outputs": "1o"}, "target": ["a", 1]}),
+        (REMUL, {"symmetry": {"group": "D4", "inputs": ["Image()"], "outputs": "0e"}, "target": 1, "loss": "l1"}),
+    ],
+)
+def test_arguments_of_many_forms(cls: type, arguments: dict[str, Any]) -> None:
+    made = parse(Strategy, class_path=f"lightning_equiv.{cls.__name__}", init_args=arguments)
+    assert type(made) is cls
+    for name in ("layers", "target", "horizon"):
+        if name in arguments:
+            value = getattr(made, name)
+            assert {k: list(v) for k, v in value.items()} if isinstance(value, dict) else value == arguments[name]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"group": "SO(9)", "inputs": "1o", "outputs": "1o"}, "no group is named 'SO\\(9\\)'"),
+        ({"group": "SO(3)", "inputs": "vector", "outputs": "1o"}, "no representation is written 'vector'"),
+        ({"group": "SO(3)", "inputs": "1o", "outputs": "1o", "batches": 1}, "batches"),
+    ],
+)
+def test_mistakes_are_named(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(Exception, match=message):
+        parse(Symmetry, **arguments)
