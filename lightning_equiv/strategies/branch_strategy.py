@@ -18,9 +18,9 @@ from lightning_equiv.groups.group import derived_generator
 from lightning_equiv.groups.symmetry import Symmetry
 from lightning_equiv.metrics.equivariance_error import EquivarianceError
 from lightning_equiv.metrics.functional import evaluating
-from lightning_equiv.strategies.strategy import Strategy, run_length
+from lightning_equiv.strategies.strategy import Strategy, check_ends, run_length
 from lightning_equiv.wiring.branch import Branch, hang, make_branch
-from lightning_equiv.wiring.calls import CallRecorder
+from lightning_equiv.wiring.calls import CallRecorder, recording_paused
 from lightning_equiv.wiring.clipping import clip_apart
 from lightning_equiv.wiring.layers import Layer, Layers, find_layers, first_tensor
 from lightning_equiv.wiring.network import find_network
@@ -93,6 +93,9 @@ class BranchStrategy(Strategy):
     @abstractmethod
     def penalty(self, module: L.LightningModule) -> Tensor:
         """What joins the loss."""
+
+    def begin_anew(self, module: L.LightningModule) -> None:
+        """Give back what an earlier fit has left; called on all before any looks at the layers."""
 
     def check_layer(self, layer: Layer) -> None:
         """ValueError for a layer that this strategy cannot relax."""
@@ -176,6 +179,9 @@ class BranchStrategy(Strategy):
         if stage != "fit":
             return
         callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        for callback in callbacks:
+            if isinstance(callback, BranchStrategy):
+                callback.begin_anew(pl_module)
         earlier = callbacks[: callbacks.index(self)]
         if any(isinstance(callback, WeightAveraging | StochasticWeightAveraging) for callback in earlier):
             raise RuntimeError(f"weight averaging must come after {type(self).__name__} in the list of callbacks")
@@ -184,6 +190,7 @@ class BranchStrategy(Strategy):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Check what only the optimizers can tell."""
         super().on_fit_start(trainer, pl_module)
+        check_ends(trainer, self.horizon, type(self).__name__)
         held = {id(p) for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"]}
         assert self._container is not None
         if any(id(p) not in held for p in self._container.parameters()):
@@ -194,10 +201,6 @@ class BranchStrategy(Strategy):
             )
         for b in self.branches:
             b.theta = b.theta.to(pl_module.device)
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Refuse an endless run; asked any earlier, the Trainer would not restore its loaders in mid-epoch."""
-        self._total(trainer)
 
     def _total(self, trainer: L.Trainer) -> int:
         return run_length(trainer, self.horizon, type(self).__name__)
@@ -229,7 +232,7 @@ class BranchStrategy(Strategy):
         """With "both": what the step logs projected and relaxed, and how equivariant the relaxed network is."""
         if self.evaluate != "both" or trainer.sanity_checking:
             return
-        with trainer.precision_plugin.forward_context(), ExitStack() as undo:
+        with trainer.precision_plugin.forward_context(), recording_paused(), ExitStack() as undo:
             projected = silent_validation_step(pl_module, batch, batch_idx, dataloader_idx)
             for b in self.branches:
                 undo.callback(setattr, b, "active", False)

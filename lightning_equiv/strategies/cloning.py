@@ -11,10 +11,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_equiv.groups.group import derived_generator
+from lightning_equiv.groups.symmetry import Symmetry
 from lightning_equiv.groups.tree import Tree, tensors
-from lightning_equiv.metrics.functional import evaluating
-from lightning_equiv.strategies.cloning_inputs import Args, Draws, Match, Settings, in_precision, takes_weights
+from lightning_equiv.metrics.functional import TOTAL, equivariance_sums, evaluating, reduce_sums
+from lightning_equiv.strategies.cloning_inputs import (
+    Args,
+    Draws,
+    Match,
+    Settings,
+    in_precision,
+    num_weights,
+    takes_weights,
+)
 from lightning_equiv.wiring.network import find_network
+from lightning_equiv.wiring.transient import CONTAINER, own_parameters
 
 CHECK_EVERY = 50  # steps between two looks at the held-out error
 
@@ -115,7 +126,7 @@ def clone(pair: Pair, draws: Draws, settings: Settings, progress: Callable[[int,
         settings: how.
         progress: told the step and the held-out error.
     """
-    parameters = [p for p in pair.student.parameters() if p.requires_grad]
+    parameters = [p for p in own_parameters(pair.student).values() if p.requires_grad]
     optimizer = torch.optim.Adam(parameters, lr=settings.lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.steps, eta_min=settings.lr / 100)
     held_out = draws(-1)
@@ -142,6 +153,25 @@ def held_out_error(pair: Pair, args: Args, tau: Tensor | None) -> float:
         return float(relative_error(pair.outputs(args, tau)))
 
 
+def without_tau(symmetry: Symmetry, teacher: nn.Module) -> Symmetry:
+    """A family's symmetry where tau is no argument: of the data, and of a student that knows one member."""
+    return Symmetry(symmetry.group, symmetry.inputs[0], symmetry.outputs) if num_weights(teacher) else symmetry
+
+
+def measured_error(network: nn.Module, args: Args, tau: Tensor | None, symmetry: Symmetry, seed: int) -> float:
+    """Relative equivariance error on the held-out draw; `symmetry` names tau unless that is None."""
+    like = next(network.parameters(), None)
+    if like is not None:
+        args, tau = in_precision(like.dtype, (args, tau))
+    positional = (*args[0], *(() if tau is None else (tau,)))
+    generator = derived_generator("measured_error", seed)
+    sums = equivariance_sums(
+        network, positional, symmetry, kwargs=args[1], num_samples=4, kind="relative", generator=generator
+    )
+    numerator, denominator = sums[TOTAL]
+    return float(reduce_sums(numerator.sum(), denominator.sum(), "relative"))
+
+
 def fingerprint(teacher: nn.Module, student: nn.Module, settings: Settings, inputs: object) -> str:
     """What a clone depends on: the teacher with its weights, the student's layers, the settings and the inputs."""
     digest = hashlib.sha256()
@@ -149,5 +179,6 @@ def fingerprint(teacher: nn.Module, student: nn.Module, settings: Settings, inpu
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     digest.update(repr((teacher, getattr(teacher, "num_weights", 0), settings, inputs)).encode())
-    digest.update(repr((student, [tuple(p.shape) for p in student.parameters()])).encode())
+    modules = [(n, type(m).__name__, m.extra_repr()) for n, m in student.named_modules() if CONTAINER not in n]
+    digest.update(repr((modules, [tuple(p.shape) for p in own_parameters(student).values()])).encode())
     return digest.hexdigest()

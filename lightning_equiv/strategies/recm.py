@@ -264,7 +264,6 @@ class RECM(BranchStrategy):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """For `fit` begin (again) from the user's layers; for anything else wait for a checkpoint with our state."""
         if stage == "fit":
-            self._undo_finalize(pl_module)
             super().setup(trainer, pl_module, stage)
             return
         before = pl_module.on_load_checkpoint
@@ -273,7 +272,7 @@ class RECM(BranchStrategy):
             before(checkpoint)
             state = checkpoint.get("callbacks", {}).get(self.state_key)
             if state:
-                self._undo_finalize(pl_module)
+                self.begin_anew(pl_module)
                 self.detach()
                 self.load_state_dict(state)
                 self.attach(pl_module)
@@ -331,7 +330,7 @@ class RECM(BranchStrategy):
         if self.finalize == "keep" and kept:
             self._put_back = replace_layers(module, kept)
 
-    def _undo_finalize(self, module: L.LightningModule) -> None:
+    def begin_anew(self, module: L.LightningModule) -> None:
         """The module's own layers again, and the state of its training that ended; another module begins anew."""
         put_back, saved = self._put_back, self._saved
         self._put_back, self._saved = None, None

@@ -19,6 +19,7 @@ from lightning_equiv.wiring.calls import Call, CallRecorder
 from lightning_equiv.wiring.network import find_network
 from lightning_equiv.wiring.stochastic import frozen_stochastic
 from lightning_equiv.wiring.training_step import StepHooks, wrap_training_step
+from lightning_equiv.wiring.transient import own_parameters
 
 Target = str | int | Sequence[Hashable] | Callable[[Any], Any]
 
@@ -145,7 +146,7 @@ class REMUL(Strategy):
                 "belongs to one of them: leave `target` out to anchor every call on its own prediction"
             )
         generator = self.generator()
-        with frozen_stochastic(network) if self.freeze_stochastic else nullcontext():
+        with frozen_stochastic(module) if self.freeze_stochastic else nullcontext():
             losses = [self._equivariance_loss(network, call, batch, generator) for call in calls]
         losses_ = torch.stack([task_loss, torch.stack(losses).mean()])
         weights = self._weights = self._weights.to(losses_.device)
@@ -203,7 +204,7 @@ class REMUL(Strategy):
         )
 
     def _shared_weights(self, network: nn.Module) -> Tensor:
-        named = {name: p for name, p in network.named_parameters() if p.requires_grad}
+        named = {name: p for name, p in own_parameters(network).items() if p.requires_grad}
         if self.last_layer is not None:
             for name in (self.last_layer, f"{self.last_layer}.weight"):
                 if name in named:

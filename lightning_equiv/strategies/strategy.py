@@ -178,12 +178,23 @@ class Strategy(L.Callback):
 
 
 def run_length(trainer: L.Trainer, horizon: int | None, who: str) -> int:
-    """Optimizer steps of the whole run.
+    """Optimizer steps of the whole run; not to be asked before `on_train_start`.
+
+    The Trainer sets up its loaders to answer, and then no longer restores them in mid-epoch.
 
     Raises:
         ValueError: nobody says when it ends.
     """
-    total = horizon if horizon is not None else trainer.estimated_stepping_batches
+    return _ending(trainer.estimated_stepping_batches if horizon is None else horizon, who)
+
+
+def check_ends(trainer: L.Trainer, horizon: int | None, who: str) -> None:
+    """ValueError for a run that nobody says the end of, as far as the Trainer alone can tell."""
+    if horizon is None and trainer.max_epochs == -1 and trainer.max_steps == -1:
+        _ending(math.inf, who)
+
+
+def _ending(total: float, who: str) -> int:
     if not math.isfinite(total) or total < 1:
         raise ValueError(
             f"{who} needs to know how long the run is, but the Trainer's horizon is {total}: "

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 
 from lightning_equiv.groups.group import as_group, derived_generator
 from lightning_equiv.groups.symmetry import Symmetry
-from lightning_equiv.metrics.functional import TOTAL, equivariance_sums, reduce_sums
-from lightning_equiv.strategies.cloning import Pair, clone, fingerprint
+from lightning_equiv.strategies.cloning import Pair, clone, fingerprint, measured_error, without_tau
 from lightning_equiv.strategies.cloning_inputs import (
     Args,
     Draws,
@@ -27,16 +26,17 @@ from lightning_equiv.strategies.cloning_inputs import (
     Resample,
     Settings,
     endless,
-    in_precision,
     noise,
     num_weights,
     shapes_or_reader,
     takes_weights,
 )
-from lightning_equiv.strategies.strategy import Strategy, run_length
+from lightning_equiv.strategies.strategy import Strategy, check_ends, run_length
+from lightning_equiv.wiring.branch import branches_off
 from lightning_equiv.wiring.loaders import training_batches
 from lightning_equiv.wiring.network import find_network
 from lightning_equiv.wiring.training_step import StepHooks, wrap_training_step
+from lightning_equiv.wiring.transient import own_parameters
 
 
 class SymmetryCloning(Strategy):
@@ -165,10 +165,10 @@ class SymmetryCloning(Strategy):
                 "clone one member of the family with resample='never'"
             )
         if self.frozen:
-            for p in student.parameters():
+            for p in own_parameters(student).values():
                 undo.callback(p.requires_grad_, p.requires_grad)
                 p.requires_grad_(False)
-            if not any(p.requires_grad for p in module.parameters()):
+            if not any(p.requires_grad for p in own_parameters(module).values()):
                 raise ValueError(
                     f"mode='retain' freezes network={self.network!r}, and nothing else of {type(module).__name__} "
                     "trains: say a weight to keep it near the clone instead, mode='break', or the part that was cloned"
@@ -183,8 +183,9 @@ class SymmetryCloning(Strategy):
         def after(batch: Any, loss: Tensor) -> Tensor:
             if not self._clone:
                 return loss
-            self._clone = {n: self._clone[n].to(p.device) for n, p in student.named_parameters()}  # if read in mid-fit
-            squares = torch.stack([(p - self._clone[n]).square().sum() for n, p in student.named_parameters()]).sum()
+            parameters = own_parameters(student)
+            self._clone = {n: self._clone[n].to(p.device) for n, p in parameters.items()}  # if it was read in mid-fit
+            squares = torch.stack([(p - self._clone[n]).square().sum() for n, p in parameters.items()]).sum()
             length = torch.stack([t.square().sum() for t in self._clone.values()]).sum()
             values = {**self.report, "drift": (squares.detach() / length).sqrt()}
             self.log_values(module, {k: values[k] for k in values if k != "steps"}, batch_size=1)
@@ -194,6 +195,7 @@ class SymmetryCloning(Strategy):
         return after
 
     # ---- phase one -----------------------------------------------------------------------------------------------
+    @branches_off()
     def teach(
         self, module: L.LightningModule, batches: Callable[[], Any] | None = None, *, progress: bool = False
     ) -> None:
@@ -209,7 +211,7 @@ class SymmetryCloning(Strategy):
             RuntimeError: the tolerance was not reached; the student is as it was before.
         """
         student = find_network(module, self.network)
-        parameters = dict(student.named_parameters())
+        parameters = own_parameters(student)
         like = next(iter(parameters.values()))
         wide = torch.empty((), dtype=torch.promote_types(like.dtype, torch.float32), device=like.device)
         teacher = copy.deepcopy(self.teacher).to(wide).eval()
@@ -275,18 +277,13 @@ class SymmetryCloning(Strategy):
         """Inputs of the data, each moved by a random element of the group: their law need not be symmetric."""
         if self.symmetry is None:
             return args
-        symmetry = self._without_tau(self.symmetry)
+        symmetry = without_tau(self.symmetry, self.teacher)
         tree, unpack = symmetry.pack(*args, self.teacher)
         layout = symmetry.layout(symmetry.inputs, tree)
         generator = derived_generator("turned", self.settings.seed, step)
         group = as_group(symmetry.group)
         g = group.sample(layout.num_elements, generator=generator, device=layout.device)
         return unpack(symmetry.move(g, symmetry.inputs, tree, layout))
-
-    def _without_tau(self, symmetry: Symmetry) -> Symmetry:
-        """A family's symmetry where tau is no argument: of the data, and of a student that knows one member."""
-        family = num_weights(self.teacher) > 0
-        return Symmetry(symmetry.group, symmetry.inputs[0], symmetry.outputs) if family else symmetry
 
     def _check_teacher(self, teacher: nn.Module, args: Args, tau: Tensor | None) -> None:
         error = self._error(teacher, args, tau)
@@ -305,17 +302,10 @@ class SymmetryCloning(Strategy):
             self.report["clone_equivariance_error"] = error
 
     def _error(self, network: nn.Module, args: Args, tau: Tensor | None) -> float | None:
-        """Relative equivariance error on the held-out draw, a few hundred rows of it."""
         if self.symmetry is None:
             return None
-        symmetry = self._without_tau(self.symmetry) if tau is None else self.symmetry
-        like = next(network.parameters(), None)
-        if like is not None:
-            args, tau = in_precision(like.dtype, (args, tau))
-        positional = (*args[0], *(() if tau is None else (tau,)))
-        sums = equivariance_sums(network, positional, symmetry, kwargs=args[1], num_samples=4, kind="relative")
-        numerator, denominator = sums[TOTAL]
-        return float(reduce_sums(numerator.sum(), denominator.sum(), "relative"))
+        symmetry = without_tau(self.symmetry, self.teacher) if tau is None else self.symmetry
+        return measured_error(network, args, tau, symmetry, self.settings.seed)
 
     def _from_cache(self, path: Path, key: str, student: nn.Module) -> None:
         saved = torch.load(path, map_location="cpu", weights_only=True)
@@ -334,7 +324,7 @@ class SymmetryCloning(Strategy):
         """A clone's weights into the student."""
         self.report = dict(state["report"])
         student.load_state_dict(state["student"])
-        self._clone = {name: p.detach().clone() for name, p in student.named_parameters()}
+        self._clone = {name: p.detach().clone() for name, p in own_parameters(student).items()}
 
     # ---- Lightning's hooks ---------------------------------------------------------------------------------------
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -346,8 +336,11 @@ class SymmetryCloning(Strategy):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Clone, on one process; take what a checkpoint or the last fit of this module has left."""
         super().on_fit_start(trainer, pl_module)
+        if self.mode == "anneal":
+            check_ends(trainer, None, type(self).__name__)
         student = find_network(pl_module, self.network)
-        parameters = dict(student.named_parameters())
+        parameters = own_parameters(student)
+        self._check_alone(trainer, pl_module, parameters)
         again = self._cloned is not None and self._cloned() is student
         if self._clone and (again or trainer.ckpt_path is not None):  # go on from the student as it is
             self._clone = {name: t.to(parameters[name]) for name, t in self._clone.items()}
@@ -371,6 +364,17 @@ class SymmetryCloning(Strategy):
         if state is None:
             raise RuntimeError(f"{type(self).__name__}: cloning failed on the first process")
         self._cloned = weakref.ref(student)
+
+    def _check_alone(self, trainer: L.Trainer, module: L.LightningModule, taught: dict[str, nn.Parameter]) -> None:
+        callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        mine = {id(p) for p in taught.values()}
+        others = [c for c in callbacks if isinstance(c, SymmetryCloning) and c is not self and c.frozen]
+        for other in others:
+            if mine & {id(p) for p in own_parameters(find_network(module, other.network)).values()}:
+                raise ValueError(
+                    f"network={self.network!r} is retained by {other.name!r}, mode='retain', and {self.name!r} would "
+                    "teach it something else: expected networks of their own, or one of the two"
+                )
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -180,11 +181,24 @@ def relaxed(branch: Branch, theta: Tensor, x: Tensor, output: Any) -> Any:
     return total if f_x is output else type(output)(total, output.type)
 
 
+_off: list[None] = []
+
+
+@contextmanager
+def branches_off() -> Iterator[None]:
+    """Inside, every layer is the user's, whatever hangs on it."""
+    _off.append(None)
+    try:
+        yield
+    finally:
+        _off.pop()
+
+
 def hang(branch: Branch) -> Callable[[], None]:
     """Let the layer's output be f(x) + theta n(x) from now on; the function returned takes the branch away."""
 
     def relax(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        if not (branch.active or branch.listening):
+        if _off or not (branch.active or branch.listening):
             return None
         x, f_x = tensors(branch.layer, args, kwargs, output)
         if branch.listening:

@@ -14,6 +14,7 @@ from torch.nn.modules.conv import _ConvNd
 from lightning_equiv.groups.notation import as_representation
 from lightning_equiv.groups.representation import IrrepsTensor, Representation
 from lightning_equiv.wiring.escnn_fields import EscnnFields
+from lightning_equiv.wiring.transient import CONTAINER
 
 Chooser = str | type | Callable[[str, nn.Module], bool]
 Layers = Chooser | Sequence[Chooser] | Mapping[str, tuple[Any, Any]]
@@ -77,8 +78,8 @@ def find_layers(module: nn.Module, layers: Layers) -> list[Layer]:
     else:
         choosers = list(layers) if isinstance(layers, Sequence) and not isinstance(layers, str) else [layers]
         given = {}
-    # a compiled module puts a name of its own in between, which is not the user's
-    named = {name.replace("_orig_mod.", ""): m for name, m in module.named_modules() if name}
+    # a compiled module puts a name of its own in between, which is not the user's; nor are the branches of another
+    named = {name.replace("_orig_mod.", ""): m for name, m in module.named_modules() if name and CONTAINER not in name}
     chosen: dict[str, Layer] = {}
     for chooser in choosers:
         matches = [name for name, m in named.items() if _matches(chooser, name, m)]

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakKeyDictionary
+
+_taken_back: WeakKeyDictionary[Callable[..., Any], list[Any]] = WeakKeyDictionary()  # and what lay below each
 
 
 def override(owner: object, name: str, function: Callable[..., Any]) -> Callable[[], None]:
-    """`owner.name` is `function` from now on; the function returned takes that back.
+    """`owner.name` is `function` from now on; the function returned takes that back, in any order with others.
 
     Where somebody has put another in its place since, theirs stays.
     """
     attributes = owner.__dict__
-    had, own = name in attributes, attributes.get(name)
+    below = [attributes[name]] if name in attributes else []
     attributes[name] = function
 
     def restore() -> None:
-        if attributes.get(name) is not function:
-            return
-        if had:
-            attributes[name] = own
-        else:
-            del attributes[name]
+        _taken_back[function] = below
+        while attributes.get(name) in _taken_back:
+            lower = _taken_back[attributes.pop(name)]
+            if lower:
+                attributes[name] = lower[0]
 
     return restore

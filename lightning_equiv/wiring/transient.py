@@ -9,6 +9,11 @@ from torch import nn
 CONTAINER = "_lightning_equiv_branches"  # what the name of every container begins with
 
 
+def own_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters of the user's network by name, without those of containers that hang in it."""
+    return {name: p for name, p in network.named_parameters() if CONTAINER not in name}
+
+
 class Transient(nn.ModuleDict):
     """A container of modules without a trace in the state dict of what holds it.
 

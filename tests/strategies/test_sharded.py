@@ -1,0 +1,165 @@
+"""Sharded parameters: strategies that only add to the loss train as unsharded, the others are refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+
+from lightning_equiv import REMUL, Strategy
+from tests.strategies.test_contract import CASES, Case
+from tests.strategies.toys import LR, SYMMETRY, Plain, Rows, rotations, trainer, weights
+
+RANKS, STEPS, ROWS = 2, 3, 4  # rows of a rank in a step
+TIMEOUT = 60.0
+LOSSES = {name: case for name, case in CASES.items() if case.by_hand is not None}
+REFUSED = {
+    "constraint relaxation": "its branches would be sharded wrongly",
+    "recm": "its branches would be sharded wrongly",
+    "symmetry cloning": "it needs the network's whole weights",
+}
+
+
+def batch_of(step: int, rank: int) -> tuple[Tensor, Tensor]:
+    data = Rows(STEPS * RANKS * ROWS)
+    start = (step * RANKS + rank) * ROWS
+    return data.x[start : start + ROWS], data.y[start : start + ROWS]
+
+
+# ---- how a network is sharded: module -> a function that takes a training step --------------------------------------
+Step = Callable[[Any, int], Tensor]
+
+
+def shard_layers(module: Plain) -> Step:
+    """FSDP2: the network and each of its layers."""
+    mesh = init_device_mesh("cpu", (RANKS,))
+    for layer in (module.net[0], module.net[2], module.net):
+        fully_shard(layer, mesh=mesh)
+    return lambda batch, i: module.training_step(batch, i)
+
+
+def shard_module(module: Plain) -> Step:
+    """FSDP2: the whole module as one, whose own forward is the step."""
+    fully_shard(module, mesh=init_device_mesh("cpu", (RANKS,)))
+    module.forward = lambda batch, i: module.training_step(batch, i)  # type: ignore[method-assign]
+    return module
+
+
+def wrap_network(module: Plain) -> Step:
+    """FSDP1: the network is wrapped."""
+    module.net = FullyShardedDataParallel(module.net, device_id=torch.device("cpu"), use_orig_params=True)
+    return lambda batch, i: module.training_step(batch, i)
+
+
+def wrap_module(module: Plain) -> Step:
+    """FSDP1: the whole module is wrapped, as Lightning does it."""
+    module.forward = lambda batch, i: module.training_step(batch, i)  # type: ignore[method-assign]
+    return FullyShardedDataParallel(module, device_id=torch.device("cpu"), use_orig_params=True)
+
+
+SHARDS = {"FSDP2": shard_layers, "FSDP2, whole": shard_module, "FSDP1": wrap_network, "FSDP1, whole": wrap_module}
+
+
+def whole(module: Plain, step: Step) -> Tensor:
+    """All weights in one vector, from all ranks."""
+    if any(hasattr(p, "full_tensor") for p in module.parameters()):
+        return torch.cat([p.full_tensor().detach().double().flatten() for p in module.parameters()])
+    with FullyShardedDataParallel.summon_full_params(step if isinstance(step, nn.Module) else module.net):
+        return weights(module)
+
+
+def train(rank: int, name: str, how: str, folder: Path) -> None:
+    """One process: shard, then attach, as in a Trainer; three steps of SGD."""
+    torch.set_num_threads(1)
+    meet, patience = f"file://{folder}/meet", timedelta(seconds=TIMEOUT / 2)
+    dist.init_process_group("gloo", init_method=meet, rank=rank, world_size=RANKS, timeout=patience)
+    module, strategy = Plain(), CASES[name].make()
+    module.log = lambda *_, **__: None  # type: ignore[method-assign]
+    step = SHARDS[how](module)
+    optimizer = torch.optim.SGD(module.parameters(), lr=LR)
+    strategy.attach(module)
+    for i in range(STEPS):
+        optimizer.zero_grad()
+        step(batch_of(i, rank), i).backward()
+        optimizer.step()
+    strategy.detach()
+    kept = sum(getattr(p, "_local_tensor", p).numel() for p in module.parameters())
+    torch.save({"weights": whole(module, step), "kept": kept}, folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def by_hand(case: Case) -> Tensor:
+    """The same on one process, on the whole batch: the mean over ranks is the mean over rows."""
+    module = Plain()
+    optimizer = torch.optim.SGD(module.parameters(), lr=LR)
+    assert case.by_hand is not None
+    for i in range(STEPS):
+        optimizer.zero_grad()
+        for rank in range(RANKS):
+            R = rotations(case.num_samples * ROWS, *case.key, 0, rank, i + 1)
+            (case.by_hand(module.net, *batch_of(i, rank), R) / RANKS).backward()
+        optimizer.step()
+    return weights(module)
+
+
+@pytest.mark.parametrize("how", SHARDS)
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_loss_on_a_sharded_network_is_the_loss_on_the_whole_one(name: str, how: str, tmp_path: Path) -> None:
+    context = torch.multiprocessing.start_processes(
+        train, (name, how, tmp_path), nprocs=RANKS, join=False, start_method="fork"
+    )
+    try:
+        finished = context.join(timeout=TIMEOUT) or context.join(timeout=TIMEOUT)  # one rank, then the other
+    finally:
+        for process in context.processes:
+            with suppress(ValueError):
+                process.kill()
+    assert finished, "the processes wait for each other"
+    expected, start = by_hand(CASES[name]), weights(Plain())
+    assert (expected - start).abs().max() > 1e-2, "nothing was trained"
+    for rank in range(RANKS):
+        saved = torch.load(tmp_path / f"{rank}.pt")
+        assert saved["kept"] < 0.7 * len(start), "nothing was sharded"
+        torch.testing.assert_close(saved["weights"], expected, rtol=1e-5, atol=1e-6)
+
+
+# ---- in a Trainer ----------------------------------------------------------------------------------------------------
+def set_up(strategy: Strategy, sharding: type) -> None:
+    run, module = trainer(strategy), Plain()
+    run._accelerator_connector.strategy = object.__new__(sharding)  # a made one would look for its devices
+    strategy.setup(run, module, "fit")
+    strategy.teardown(run, module, "fit")
+
+
+SHARDING = [FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy]
+
+
+@pytest.mark.situation("FSDP, DeepSpeed")
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_sharding_is_allowed_or_refused(case: Case, request: Any, record_property: Any) -> None:
+    reason = REFUSED.get(request.node.callspec.id)
+    set_up(case.make(), DDPStrategy)
+    for sharding in SHARDING:
+        if reason is None:
+            set_up(case.make(), sharding)
+        else:
+            with pytest.raises(RuntimeError, match=f"{type(case.make()).__name__} .*{sharding.__name__} shards"):
+                set_up(case.make(), sharding)
+    if reason is not None:
+        record_property("refused", reason)
+
+
+@pytest.mark.parametrize("sharding", SHARDING)
+def test_gradnorm_is_refused_where_the_last_layer_is_sharded(sharding: type) -> None:
+    with pytest.raises(RuntimeError, match="shard"):
+        set_up(REMUL(SYMMETRY, "net", balance="gradnorm"), sharding)
