@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from lightning_equiv.groups.checks import check_number
 from lightning_equiv.groups.element import AlgebraElement, GroupElement, element_dtype
 from lightning_equiv.groups.group import Device, Group, register_group
 from lightning_equiv.groups.rotation import antisymmetric, check_orthogonal, random_orthogonal
@@ -30,8 +30,7 @@ class EuclideanGroup(Group):
     reflections = False
 
     def __post_init__(self) -> None:
-        if not 0 <= self.scale < math.inf:
-            raise ValueError(f"expected a finite translation scale of at least 0, got {self.scale}")
+        check_number("the translation scale", self.scale, least=0)
 
     def _name(self, letters: str) -> str:
         return f"{letters}(3)" if self.scale == 1 else f"{letters}(3, scale={self.scale})"

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightning_equiv.groups.checks import check_number
 from lightning_equiv.groups.element import AlgebraElement, GroupElement, element_dtype
 from lightning_equiv.groups.group import Device, Group, register_group
 from lightning_equiv.groups.rotation import rotation_2d
@@ -23,8 +24,7 @@ class PolygonGroup(Group):
     dim = 0
 
     def __post_init__(self) -> None:
-        if self.n < 1:
-            raise ValueError(f"expected a polygon of at least one corner, got n={self.n}")
+        check_number("n, the corners of a polygon,", self.n, least=1, most=2**31, whole=True)
 
     @property
     @abstractmethod

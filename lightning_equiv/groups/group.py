@@ -293,7 +293,8 @@ def as_group(group: Group | str) -> Group:
     if len(words) > 1:
         return Product(tuple(as_group(word) for word in words))
     for _, pattern, constructor in _patterns:
-        if match := pattern.fullmatch(words[0]):
+        match = pattern.fullmatch(words[0])
+        if match and len(words[0]) < 100:  # Python refuses numbers of thousands of digits in its own words
             return constructor(*[int(v) if v.isdigit() else float(v) for v in match.groups() if v is not None])
     names = [example for example, _, _ in _patterns]
     near = difflib.get_close_matches(group.upper(), names, n=2, cutoff=0.4)

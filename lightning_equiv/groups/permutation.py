@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightning_equiv.groups.checks import check_number
 from lightning_equiv.groups.element import AlgebraElement, GroupElement
 from lightning_equiv.groups.group import Device, Group, register_group
 
@@ -32,8 +33,7 @@ class Permutation(Group):
     dim = 0
 
     def __post_init__(self) -> None:
-        if self.n < 1:
-            raise ValueError(f"expected at least one thing to permute, got n={self.n}")
+        check_number("n, the things to permute,", self.n, least=1, most=10**7, whole=True)
 
     @property
     def order(self) -> int:  # type: ignore[override]

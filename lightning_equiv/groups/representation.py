@@ -17,6 +17,7 @@ from e3nn import o3
 from torch import Tensor
 
 from lightning_equiv.groups.action import apply_matrix, check_dim, check_vectors
+from lightning_equiv.groups.checks import check_number
 from lightning_equiv.groups.element import AlgebraElement, GroupElement
 from lightning_equiv.groups.group import Group
 from lightning_equiv.groups.wigner import rotate_irreps, rotate_irreps_infinitesimal
@@ -102,6 +103,7 @@ class IrrepsTensor(Representation):
     acts_through = "matrix"
 
     def __post_init__(self) -> None:
+        check_number("dim", self.dim, whole=True)
         try:
             object.__setattr__(self, "irreps", o3.Irreps(self.irreps))
         except (ValueError, AssertionError):
@@ -140,6 +142,9 @@ class Point(Representation):
     dim: int = -1
     acts_through = "matrix"
 
+    def __post_init__(self) -> None:
+        check_number("dim", self.dim, whole=True)
+
     def action(self, g: GroupElement, x: Tensor) -> Tensor:
         space = x.shape[self.dim]
         return apply_matrix(g.matrix_in(space), x, self.dim, g.translation_in(space))
@@ -169,8 +174,7 @@ class CartesianTensor(Representation):
     acts_through = "matrix"
 
     def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise ValueError(f"expected a rank of at least 1, got {self.rank}: a scalar is written Invariant()")
+        check_number("rank (a scalar is written Invariant())", self.rank, least=1, whole=True)
 
     def action(self, g: GroupElement, x: Tensor) -> Tensor:
         matrix = g.matrix_in(x.shape[-1])
@@ -206,12 +210,14 @@ class Permuted(Representation):
     acts_through = "permutation"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "dim", self.dim if isinstance(self.dim, int) else tuple(self.dim))
+        object.__setattr__(self, "dim", tuple(self.dim) if isinstance(self.dim, list | tuple) else self.dim)
+        for dim in self.dims:
+            check_number("dim", dim, whole=True)
 
     @property
     def dims(self) -> tuple[int, ...]:
         """The dimensions as a tuple."""
-        return (self.dim,) if isinstance(self.dim, int) else self.dim
+        return self.dim if isinstance(self.dim, tuple) else (self.dim,)
 
     def action(self, g: GroupElement, x: Tensor) -> Tensor:
         source = g.permutation.argsort(-1).to(x.device)
@@ -303,6 +309,7 @@ class Factor(Representation):
     representation: Representation
 
     def __post_init__(self) -> None:
+        check_number("index", self.index, whole=True)
         object.__setattr__(self, "representation", parsed(self.representation))
 
     def action(self, g: GroupElement, x: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_equiv.groups.action import check_dim
+from lightning_equiv.groups.checks import check_number
 from lightning_equiv.groups.element import AlgebraElement, GroupElement
 from lightning_equiv.groups.finite import Cyclic, Dihedral, PolygonGroup
 from lightning_equiv.groups.group import Group
@@ -33,6 +34,9 @@ class Shifted(Representation):
     """
 
     dim: int = -1
+
+    def __post_init__(self) -> None:
+        check_number("dim", self.dim, whole=True)
 
     def action(self, g: GroupElement, x: Tensor) -> Tensor:
         part = g.parts[_only(self, g.group, Cyclic)]
@@ -75,6 +79,9 @@ class Regular(Representation):
     """
 
     dim: int = -1
+
+    def __post_init__(self) -> None:
+        check_number("dim", self.dim, whole=True)
 
     def action(self, g: GroupElement, x: Tensor) -> Tensor:
         part = g.parts[_only(self, g.group, Cyclic, Dihedral)]

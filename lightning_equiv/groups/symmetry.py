@@ -161,7 +161,8 @@ class Symmetry:
             passed = [*args, *kwargs.values()]
             held = children(passed[0]) if len(passed) == 1 else None
             by_name = set(self.inputs) <= {*names, *keywords}
-            if held is not None and (set(self.inputs) <= set(held) or not by_name):
+            nested = by_name and any(isinstance(spec, Mapping | tuple) for spec in self.inputs.values())
+            if held is not None and not nested and (set(self.inputs) <= set(held) or not by_name):
                 return passed[0], lambda tree: ((tree,), {}) if n else ((), {keywords[0]: tree})
             if len(names) < n:
                 raise ValueError(
@@ -228,7 +229,10 @@ class Symmetry:
             if isinstance(representation, Invariant | NodeIndex):
                 return x
             owner = None if len(g) == 1 else layout.owner(x, path)
-            return representation(g if owner is None else g[owner], x)
+            try:
+                return representation(g if owner is None else g[owner], x)
+            except ValueError as error:
+                raise ValueError(f"{path or 'the tensor'!r} in `{what}`: {error}") from None
 
         return map_tree(act, self._complete(spec, tree), tree, what=what)
 

@@ -95,6 +95,8 @@ def map_tree(visit: Visit, spec: Spec, tree: Tree, path: str = "", what: str = "
         raise ValueError(undeclared(path, tree, what) if spec is None else _mismatch(path, spec, tree, what))
     held = children(tree)
     if held is None:
+        if isinstance(spec, Representation) and hasattr(tree, "__array__"):  # numpy's would pass as invariant
+            raise ValueError(_mismatch(path, spec, tree, what))
         return tree
     if spec is None:
         spec = {}

@@ -104,7 +104,7 @@ def as_distance(loss: str | Distance) -> Distance:
     """
     if callable(loss):
         return loss
-    if loss not in _distances:
+    if not isinstance(loss, str) or loss not in _distances:
         raise ValueError(f"expected loss to be one of {sorted(_distances)} or a callable, got {loss!r}")
     return _distances[loss]
 
@@ -261,6 +261,10 @@ def output_parts(symmetry: Symmetry, output: Tree) -> dict[str, Tensor]:
 
     def collect(path: str, representation: Representation, x: Tensor) -> None:
         x = x.detach()
+        if x.is_complex():
+            raise ValueError(
+                f"expected real numbers at {path or 'the output'!r}, got {x.dtype}: return torch.view_as_real(x)"
+            )
         x = x if x.dtype in (torch.float32, torch.float64) else x.float()
         if representation.shared:
             return

@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from lightning_equiv.groups.checks import check_number
 from lightning_equiv.groups.symmetry import Symmetry
 from lightning_equiv.metrics.equivariance_error import EquivarianceError
 from lightning_equiv.metrics.functional import TOTAL, Kind
@@ -61,8 +62,8 @@ class EquivarianceMonitor(L.Callback):
         name: str = "equivariance_error",
         prog_bar: bool = False,
     ) -> None:
-        if every_n_epochs < 1:
-            raise ValueError(f"expected every_n_epochs of at least 1, got {every_n_epochs}")
+        check_number("every_n_epochs", every_n_epochs, least=1, whole=True)
+        check_number("num_batches", num_batches, least=1, whole=True, optional=True)
         self.network, self.name, self.prog_bar = network, name, prog_bar
         self.every_n_epochs, self.num_batches = every_n_epochs, num_batches
         self.metric = EquivarianceError(

@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveragi
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
+from lightning_equiv.groups.checks import check_number
 from lightning_equiv.groups.element import element_dtype
 from lightning_equiv.groups.group import derived_generator
 from lightning_equiv.groups.symmetry import Symmetry
@@ -74,8 +75,8 @@ class BranchStrategy(Strategy):
             raise ValueError(f"expected branch to be 'linear' or 'mlp', got {branch!r}")
         if evaluate not in ("projected", "relaxed", "both"):
             raise ValueError(f"expected evaluate to be 'projected', 'relaxed' or 'both', got {evaluate!r}")
-        if not init_scale >= 0:
-            raise ValueError(f"expected an init_scale of at least 0, got {init_scale}")
+        check_number("init_scale", init_scale, least=0)
+        check_number("horizon", horizon, least=1, whole=True, optional=True)
         self.layers, self.branch, self.init_scale = layers, branch, init_scale
         self.evaluate, self.horizon, self.network = evaluate, horizon, network
         self.metric = None if symmetry is None else EquivarianceError(symmetry, num_samples=4)

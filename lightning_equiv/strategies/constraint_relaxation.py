@@ -7,6 +7,7 @@ from typing import Any, Literal
 import lightning as L
 from torch import Tensor
 
+from lightning_equiv.groups.checks import check_number
 from lightning_equiv.groups.group import Group, as_group
 from lightning_equiv.groups.symmetry import Symmetry
 from lightning_equiv.strategies.branch_strategy import BranchStrategy, Evaluate
@@ -96,12 +97,11 @@ class ConstraintRelaxation(BranchStrategy):
             name=name,
             seed=seed,
         )
-        if not callable(schedule) and schedule not in SCHEDULES:
+        if not callable(schedule) and not (isinstance(schedule, str) and schedule in SCHEDULES):
             raise ValueError(f"expected schedule to be one of {sorted(SCHEDULES)} or a callable, got {schedule!r}")
-        if not 0 < end <= 1:
-            raise ValueError(f"expected end to be a part of the run, 0 < end <= 1, got {end}")
-        if not (lie_weight >= 0 and norm_weight >= 0 and peak >= 0):
-            raise ValueError(f"expected weights and peak of at least 0, got {lie_weight=}, {norm_weight=}, {peak=}")
+        check_number("end, a part of the run,", end, above=0, most=1)
+        for key, value in (("peak", peak), ("lie_weight", lie_weight), ("norm_weight", norm_weight)):
+            check_number(key, value, least=0)
         self.group = as_group(group.group if isinstance(group, Symmetry) else group)
         self.schedule: Schedule = schedule if callable(schedule) else SCHEDULES[schedule]
         self.peak, self.end = peak, end

@@ -15,6 +15,7 @@ import torch
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_only
 from torch import Tensor, nn
 
+from lightning_equiv.groups.checks import check_number
 from lightning_equiv.groups.group import Group, as_group
 from lightning_equiv.groups.representation import Representation
 from lightning_equiv.groups.symmetry import Symmetry
@@ -132,18 +133,21 @@ class RECM(BranchStrategy):
                 f"expected a compact group, got {self.group}, over which nothing can be averaged: centre the data and "
                 "take the rotations, e.g. 'SO(3)' in place of 'SE(3)'"
             )
-        if not 0 < gain < 1:
-            raise ValueError(f"expected a gain in (0, 1), got {gain}")
+        check_number("gain", gain, above=0, below=1)
+        check_number("threshold", threshold, least=0)
         if start not in ("relaxed", "equivariant") or finalize not in ("keep", "drop"):
             raise ValueError(
                 "expected start to be 'relaxed' or 'equivariant' and finalize to be 'keep' or 'drop', got "
                 f"{start=}, {finalize=}"
             )
-        for key, value in (("num_samples", num_samples), ("max_rows", max_rows), ("state_dim", state_dim)):
-            if value < 1:
-                raise ValueError(f"expected {key} of at least 1, got {value}")
-        if threshold < 0:
-            raise ValueError(f"expected a threshold of at least 0, got {threshold}")
+        sizes = {
+            "num_samples": num_samples,
+            "max_rows": max_rows,
+            "state_dim": state_dim,
+            "statistic_width": statistic_width,
+        }
+        for key, value in sizes.items():
+            check_number(key, value, least=1, whole=True)
         self.target, self.gain, self.num_samples = target, gain, num_samples
         self.statistic_width, self.state_dim, self.start = statistic_width, state_dim, start
         self.threshold, self.finalize, self.max_rows = threshold, finalize, max_rows

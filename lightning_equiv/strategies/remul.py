@@ -10,6 +10,7 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
+from lightning_equiv.groups.checks import check_number
 from lightning_equiv.groups.symmetry import Symmetry
 from lightning_equiv.groups.tree import Tree, describe, leaf_pairs, lookup
 from lightning_equiv.metrics.functional import Distance, as_distance, equivariance_loss
@@ -95,10 +96,9 @@ class REMUL(Strategy):
         super().__init__(name=name, seed=seed)
         if balance not in ("constant", "gradnorm"):
             raise ValueError(f"expected balance to be 'constant' or 'gradnorm', got {balance!r}")
-        if not weight >= 0:
-            raise ValueError(f"expected a weight of at least 0, got {weight}")
-        if num_samples < 1:
-            raise ValueError(f"expected num_samples of at least 1, got {num_samples}")
+        check_number("num_samples", num_samples, least=1, whole=True)
+        for key, value in (("weight", weight), ("gradnorm_gamma", gradnorm_gamma), ("gradnorm_lr", gradnorm_lr)):
+            check_number(key, value, least=0)
         self.symmetry, self.network, self.weight, self.balance = symmetry, network, weight, balance
         self.target, self.num_samples, self.detach_target = target, num_samples, detach_target
         self.distance = as_distance(loss)

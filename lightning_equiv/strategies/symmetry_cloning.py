@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
+from lightning_equiv.groups.checks import check_number
 from lightning_equiv.groups.group import as_group, derived_generator
 from lightning_equiv.groups.symmetry import Symmetry
 from lightning_equiv.strategies.cloning import Pair, clone, fingerprint, measured_error, without_tau
@@ -129,13 +130,12 @@ class SymmetryCloning(Strategy):
         ):
             if value not in options:
                 raise ValueError(f"expected {key} to be one of {', '.join(map(repr, options))}, got {value!r}")
-        if not tolerance > 0 or steps < 1 or batch_size < 1:
-            raise ValueError(
-                f"expected a tolerance above 0, steps and batch_size of at least 1, got {tolerance=}, {steps=}, "
-                f"{batch_size=}"
-            )
-        if weight is not None and not weight >= 0:
-            raise ValueError(f"expected a weight of at least 0, got {weight}")
+        check_number("weight", weight, least=0, optional=True)
+        check_number("max_teacher_error", max_teacher_error, least=0)
+        for key, number in (("tolerance", tolerance), ("lr", lr)):
+            check_number(key, number, above=0)
+        for key, number in (("steps", steps), ("batch_size", batch_size)):
+            check_number(key, number, least=1, whole=True)
         if match != "output" and not isinstance(match, Mapping):
             raise ValueError(f"expected match to be 'output' or {{student's layer: teacher's layer}}, got {match!r}")
         self.teacher, self.network = teacher, network

@@ -76,7 +76,7 @@ def test_a_group_is_a_group_or_a_string(value):
     "make", [lambda: Cyclic(0), lambda: as_group("C0"), lambda: Dihedral(-1), lambda: Permutation(0)]
 )
 def test_groups_of_nothing(make):
-    with refused("at least one"):
+    with refused("a whole number of at least 1"):
         make()
 
 
@@ -88,7 +88,7 @@ def test_empty_product():
 @pytest.mark.parametrize("scale", [-1.0, math.nan, math.inf])
 def test_translation_scale(scale):
     for group in (SE3, E3):
-        with refused("finite translation scale"):
+        with refused("expected the translation scale to be a finite number of at least 0"):
             group(scale)
 
 
@@ -232,7 +232,7 @@ def test_whole_numbers_are_not_turned(rho):
 
 
 def test_rank_of_a_cartesian_tensor():
-    with refused("rank of at least 1, got 0"):
+    with refused("to be a whole number of at least 1, got 0"):
         CartesianTensor(0)
 
 

@@ -424,7 +424,7 @@ def test_nan_is_logged_with_a_warning_and_does_not_end_training():
 
 
 def test_every_n_epochs_of_zero_is_refused():
-    with pytest.raises(ValueError, match="expected every_n_epochs of at least 1, got 0"):
+    with pytest.raises(ValueError, match="expected every_n_epochs to be a whole number of at least 1, got 0"):
         EquivarianceMonitor(VECTORS, every_n_epochs=0)
 
 

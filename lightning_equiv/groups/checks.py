@@ -1,0 +1,58 @@
+"""Settings that are numbers, refused in words where they are none or out of bounds."""
+
+from __future__ import annotations
+
+import math
+from numbers import Integral, Real
+from typing import Any
+
+
+def check_number(
+    name: str,
+    value: Any,
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+    below: float | None = None,
+    whole: bool = False,
+    optional: bool = False,
+) -> None:
+    """Refuse a setting that is no finite number within its bounds; NaN and infinity lie in none.
+
+    Args:
+        name: of the setting, for the message.
+        value: what was given.
+        least: smallest allowed.
+        above: every allowed number is larger.
+        most: largest allowed.
+        below: every allowed number is smaller.
+        whole: only whole numbers.
+        optional: None is allowed, too.
+
+    Raises:
+        TypeError: no number, or no whole one.
+        ValueError: out of bounds.
+
+    Examples:
+        >>> check_number("gain", 0.5, above=0, below=1)
+        >>> check_number("num_samples", 0, least=1, whole=True)
+        Traceback (most recent call last):
+        ValueError: expected num_samples to be a whole number of at least 1, got 0
+    """
+    if value is None and optional:
+        return
+    number = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
+    within = (
+        number
+        and math.isfinite(value)
+        and (least is None or value >= least)
+        and (above is None or value > above)
+        and (most is None or value <= most)
+        and (below is None or value < below)
+    )
+    if not within:
+        bounds = {"of at least": least, "above": above, "of at most": most, "below": below}
+        words = " and ".join(f"{word} {bound:g}" for word, bound in bounds.items() if bound is not None)
+        kind = f"{'a whole' if whole else 'a finite'} number {words}".strip() + (" or None" if optional else "")
+        raise (ValueError if number else TypeError)(f"expected {name} to be {kind}, got {value!r}")
