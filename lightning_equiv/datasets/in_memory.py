@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import lightning as L
 import torch
@@ -124,7 +124,7 @@ class InMemoryDataModule(L.LightningDataModule):
     ) -> DataLoader[Samples]:
         # without a generator of its own a loader draws from the global one whenever it is iterated
         generator = torch.Generator().manual_seed(self.seed)
-        return DataLoader(
+        return ResumableLoader(
             rows,
             batch_size,
             sampler=sampler,
@@ -132,6 +132,25 @@ class InMemoryDataModule(L.LightningDataModule):
             collate_fn=_unchanged,
             generator=generator,
         )
+
+
+class ResumableLoader(DataLoader[Samples]):
+    """A loader that Lightning can restore in mid-epoch: the batches already seen are passed over."""
+
+    _seen = _skipped = 0
+
+    def __iter__(self) -> Iterator[Samples]:  # type: ignore[override]
+        skipped, self._skipped = self._skipped, 0
+        for i, batch in enumerate(super().__iter__()):
+            if i >= skipped:
+                self._seen = i + 1
+                yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        return {"seen": self._seen % len(self)}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self._skipped = state["seen"]
 
 
 class _Rows(Dataset[Samples]):

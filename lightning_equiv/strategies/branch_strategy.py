@@ -37,7 +37,7 @@ class BranchStrategy(Strategy):
 
     The branches are made before the optimizers and before DDP wraps the module, live in a container that the module's
     state dict does not show, have their gradients clipped apart from the model's, and are gone after `fit`. Validation
-    sees the projected network, theta = 0, unless told otherwise. A subclass says what theta is (`update`) and what
+    sees the projected network, theta = 0, unless told otherwise. A subclass says what theta is (`progress`) and what
     joins the loss (`penalty`).
 
     Args:
@@ -88,7 +88,7 @@ class BranchStrategy(Strategy):
 
     # ---- what a subclass says ------------------------------------------------------------------------------------
     @abstractmethod
-    def update(self, step: int, total: int) -> None:
+    def progress(self, step: int, total: int) -> None:
         """Set every branch's theta for an optimizer step."""
 
     @abstractmethod
@@ -211,7 +211,7 @@ class BranchStrategy(Strategy):
     ) -> None:
         """The level of this step: a pure function of the optimizer step."""
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
-        self.update(trainer.global_step, self._total(trainer))
+        self.progress(trainer.global_step, self._total(trainer))
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Project, unless the relaxed network is to be validated."""

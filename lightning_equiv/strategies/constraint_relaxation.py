@@ -125,7 +125,7 @@ class ConstraintRelaxation(BranchStrategy):
                 assert representation is not None
                 representation.check_group(self.group)
 
-    def update(self, step: int, total: int) -> None:
+    def progress(self, step: int, total: int) -> None:
         theta = self.peak * level(self.schedule, step, total, self.end)
         for b in self.branches:
             b.set_theta(theta)

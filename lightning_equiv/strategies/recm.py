@@ -220,7 +220,7 @@ class RECM(BranchStrategy):
         self._loaded_states = None
         self.commit()
 
-    def update(self, step: int, total: int) -> None:
+    def progress(self, step: int, total: int) -> None:
         """The gain of an optimizer step; the states take up what was seen since the last."""
         if step != self._step:
             self.commit()

@@ -82,7 +82,15 @@ class Strategy(L.Callback):
             undo.close()
 
     def update(self, step: int, total: int) -> None:
-        """Say which optimizer step of how many comes next; a loop without a Trainer calls it before every step."""
+        """Say which optimizer step of how many comes next; a loop without a Trainer calls it before every step.
+
+        The draws of a step are then a function of (seed, step), those of a Trainer's first epoch.
+        """
+        self._place = (0, step)
+        self.progress(step, total)
+
+    def progress(self, step: int, total: int) -> None:
+        """Set what depends on how much of the run is over: what a strategy with a schedule writes."""
 
     def generator(self) -> torch.Generator:
         """A generator for the draws of this batch."""

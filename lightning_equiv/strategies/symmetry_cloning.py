@@ -175,7 +175,7 @@ class SymmetryCloning(Strategy):
                 )
         undo.callback(wrap_training_step(module, StepHooks(after=self._after(module, student))))
 
-    def update(self, step: int, total: int) -> None:
+    def progress(self, step: int, total: int) -> None:
         if self.mode == "anneal":
             self._decay = max(0.0, 1 - step / total)
 
@@ -382,7 +382,7 @@ class SymmetryCloning(Strategy):
         """How strong the pull is now."""
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
         if self.mode == "anneal":
-            self.update(trainer.global_step, run_length(trainer, None, type(self).__name__))
+            self.progress(trainer.global_step, run_length(trainer, None, type(self).__name__))
 
     def own_state(self) -> dict[str, Any]:
         """The clone, and what it reached."""

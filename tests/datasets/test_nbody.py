@@ -259,3 +259,30 @@ class TestDataModules:
         with pytest.raises(ValueError, match=r"expected one of .*'id', 'ood'"):
             GravityDataModule().samples("test")
         assert isinstance(GravityDataModule(), InMemoryDataModule)
+
+
+def test_a_run_resumes_in_mid_epoch_bit_for_bit(tmp_path):
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
+    from lightning_equiv import RegressionModule
+    from tests.strategies.toys import trainer, weights
+
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = torch.nn.Linear(6, 3)
+
+        def forward(self, masses, positions, velocities):
+            return positions + self.linear(torch.cat([positions, velocities], dim=-1))
+
+    def fit(ckpt_path=None):
+        torch.manual_seed(0)
+        module = RegressionModule(Net(), target="targets")
+        save = ModelCheckpoint(tmp_path, filename="{step}", save_top_k=-1, every_n_train_steps=3)
+        data = GravityDataModule(train_size=20, val_size=4, test_size=4, batch_size=4)
+        run = trainer(save, max_epochs=3, enable_checkpointing=True, limit_val_batches=0)
+        run.fit(module, data, ckpt_path=ckpt_path)
+        return weights(module)
+
+    whole = fit()
+    assert torch.equal(fit(str(tmp_path / "step=9.ckpt")), whole)  # five batches an epoch

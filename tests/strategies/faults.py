@@ -1,16 +1,15 @@
-"""What the tests of faults share: a loader that resumes, callbacks that break a run, twins that call a net often."""
+"""What the tests of faults share: callbacks that break a run, twins that call a net often."""
 
 from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import lightning as L
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from lightning_equiv import SO3, GroupAugmentation
 from lightning_equiv.groups.group import derived_generator
@@ -21,25 +20,6 @@ from tests.strategies.test_contract import Case, turn
 from tests.strategies.toys import Plain, make_net
 
 Task = Callable[[Callable[[Tensor], Tensor], Tensor, Tensor], Tensor]
-
-
-class Resumable(DataLoader):
-    """A loader that goes on where a checkpoint left it."""
-
-    seen = skipped = 0
-
-    def __iter__(self) -> Iterator[Any]:
-        skipped, self.skipped = self.skipped, 0
-        for i, batch in enumerate(super().__iter__()):
-            if i >= skipped:
-                self.seen = i + 1
-                yield batch
-
-    def state_dict(self) -> dict[str, int]:
-        return {"seen": self.seen % len(self)}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self.skipped = state["seen"]
 
 
 class Killed(L.Callback):

@@ -15,15 +15,18 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, DistributedSampler
 
 import lightning_equiv
-from lightning_equiv import RECM, REMUL, GroupAugmentation, Strategy
+from lightning_equiv import RECM, REMUL, GroupAugmentation, Strategy, SymmetryCloning
+from tests.strategies import table
 from tests.strategies.cloned_by_hand import ClonedByHand, make_cloning
 from tests.strategies.recm_by_hand import RecmByHand, make_recm
 from tests.strategies.relaxed_by_hand import RelaxedByHand, make_relaxation
 from tests.strategies.toys import (
     SYMMETRY,
     Plain,
+    Rows,
     SavesPerRank,
     loader,
     make_net,
@@ -125,7 +128,19 @@ def test_every_strategy_has_a_case() -> None:
     assert public == {type(case.make()) for case in CASES.values()}
 
 
-ROWS: dict[str, dict[str, Any]] = {
+def test_the_published_tables_are_those_of_the_tests(request: pytest.FixtureRequest) -> None:
+    published = (table.RESULTS / "contract.md").read_text()
+    rows = {line.split(" | ")[0].removeprefix("| ") for line in published.splitlines()[4:]}
+    items = [item for item in request.session.items if isinstance(item, pytest.Function)]
+    tested = {dict(cell)["situation"] for cell in map(table.cell, items) if cell}
+    assert tested <= rows
+    if all(any(item.nodeid.startswith(file) for item in items) for file in table.FILES):
+        assert tested == rows
+    assert "FAILED" not in published
+    assert (table.RESULTS / "composition.md").read_text() == table.composition()
+
+
+SETTINGS: dict[str, dict[str, Any]] = {
     "float32": {},
     "64-true": {"precision": "64-true"},
     "bf16-true": {"precision": "bf16-true"},
@@ -137,13 +152,14 @@ ROWS: dict[str, dict[str, Any]] = {
 TOLERANCE = {"64-true": 1e-12, "bf16-true": 5e-2, "bf16-mixed": 2e-2}
 
 
-@pytest.mark.parametrize("row", ROWS)
+@pytest.mark.situation("{row}")
+@pytest.mark.parametrize("row", SETTINGS)
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_trains_as_the_loss_written_by_hand(case: Case, row: str) -> None:
     dtype = torch.float64 if row == "64-true" else torch.float32
     modules = Plain(), case.twin(case)
     for module, callbacks in zip(modules, ([case.make()], []), strict=True):
-        trainer(*callbacks, max_epochs=2, **ROWS[row]).fit(module, loader(dtype=dtype))
+        trainer(*callbacks, max_epochs=2, **SETTINGS[row]).fit(module, loader(dtype=dtype))
     ours, twin, start = (weights(module.net) for module in (*modules, Plain()))
     assert (ours - start).abs().max() > 1e-3, "nothing was trained"
     distance = (ours - twin).abs().max() / (twin - start).abs().max()
@@ -159,6 +175,7 @@ DISTRIBUTED: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.slow
+@pytest.mark.situation("{row}")
 @pytest.mark.parametrize("row", DISTRIBUTED)
 @pytest.mark.parametrize(
     "name",
@@ -191,8 +208,59 @@ def test_trains_as_the_loss_written_by_hand_on_two_processes(name: str, row: str
     assert not torch.equal(saved[0][0]["net.0.weight"], make_net()[0].weight)
 
 
+class Halved(Plain):
+    """Two processes share the rows by turns; one alone has batches of both their rows, one's after the other's."""
+
+    def train_dataloader(self) -> DataLoader:
+        rows, world_size = Rows(), self.trainer.world_size
+        if world_size == 2:
+            return DataLoader(rows, 4, sampler=DistributedSampler(rows, 2, self.global_rank, shuffle=False))
+        places = [range(start, min(start + 4, len(rows) // 2)) for start in range(0, len(rows) // 2, 4)]
+        return DataLoader(rows, batch_sampler=[[2 * i + rank for rank in (0, 1) for i in own] for own in places])
+
+
+class HalvedByHand(Halved, ByHand):
+    """The twin on one process: the rows of either are moved by its own draws."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        x, y = batch
+        place = (self.current_epoch, batch_idx)
+        R = torch.cat([rotations(len(x) // 2, *self.case.key, 0, rank, place) for rank in (0, 1)])
+        assert self.case.by_hand is not None
+        return self.case.by_hand(self.net, x, y, R)
+
+
+@pytest.mark.slow
+@pytest.mark.situation("two processes are one with the doubled batch")
+@pytest.mark.parametrize(
+    ("name", "tolerance"),
+    [
+        ("remul, label-anchored", 1e-5),
+        ("remul, prediction-anchored", 1e-5),
+        ("augmentation", 1e-5),
+        ("constraint relaxation", 1e-3),  # the root of a mean is not the mean of the roots
+        ("recm", 2e-2),  # each process draws elements of its own
+        ("symmetry cloning", 1e-5),
+    ],
+)
+def test_two_processes_are_one_with_the_doubled_batch(name: str, tolerance: float, tmp_path: Any) -> None:
+    from lightning.pytorch.strategies import DDPStrategy
+
+    case, options = CASES[name], {"max_epochs": 3, "use_distributed_sampler": False}
+    ddp = DDPStrategy(start_method="fork", process_group_backend="gloo")
+    trainer(case.make(), SavesPerRank(tmp_path), strategy=ddp, devices=2, **options).fit(Halved())
+    one = Halved() if case.by_hand is None else HalvedByHand(case)
+    trainer(*([case.make()] if case.by_hand is None else []), **options).fit(one)
+    two = Plain()
+    two.load_state_dict(torch.load(tmp_path / "0.pt"))
+    moved = (weights(one.net) - weights(make_net())).abs().max()
+    assert moved > 0.1
+    assert (weights(two.net) - weights(one.net)).abs().max() < tolerance * moved
+
+
 # dynamo looks at .grad of what the network returned, and mutes the warning in a way that an error filter overrules
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@pytest.mark.situation("compiled, {how}")
 @pytest.mark.parametrize("how", ["net.compile()", "torch.compile(net)"])
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_trains_a_compiled_network(case: Case, how: str) -> None:
@@ -209,6 +277,7 @@ def test_trains_a_compiled_network(case: Case, how: str) -> None:
     torch.testing.assert_close(weights(ours.net), weights(twin.net), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.situation("attach, then detach")
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_attach_then_detach_is_the_identity(case: Case) -> None:
     module, strategy = Plain(), case.make()
@@ -224,24 +293,41 @@ def test_attach_then_detach_is_the_identity(case: Case) -> None:
     strategy.detach()  # nothing is held: nothing happens
 
 
+@pytest.mark.situation("a loop without a Trainer")
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_a_loop_without_a_trainer(case: Case) -> None:
-    if case.by_hand is None:
-        pytest.skip("driven by hand in its own tests")
     module, strategy = Plain(), case.make()
+    before = snapshot(module)
+    strategy.attach(module)
+    if isinstance(strategy, SymmetryCloning):
+        strategy.teach(module)
+    module.log = lambda *_, **__: None  # type: ignore[method-assign]
+    optimizer = module.configure_optimizers()
+    for step, batch in enumerate(loader()):
+        strategy.update(step, len(loader()))
+        optimizer.zero_grad()
+        module.training_step(batch, step).backward()
+        optimizer.step()
+    strategy.detach()
+    del module.log
+    assert snapshot(module) == before
+    twin = case.twin(case)
+    trainer().fit(twin, loader())
+    torch.testing.assert_close(weights(module.net), weights(twin.net), rtol=1e-5, atol=1e-6)
+
+
+def test_a_loop_that_does_not_count_its_steps_draws_anew() -> None:
+    case = CASES["remul, label-anchored"]
+    module, strategy, batch = Plain(), case.make(), next(iter(loader()))
     module.log = lambda *_, **__: None  # type: ignore[method-assign]
     strategy.attach(module)
-    batch = next(iter(loader()))
     losses = [module.training_step(batch, 0) for _ in range(3)]
-    losses[0].backward()
     strategy.detach()
-    assert len({loss.item() for loss in losses}) == 3, "every step draws anew"
-    twin = ByHand(case)
-    R = rotations(case.num_samples * 4, *case.key, 0, 0, 1)
-    torch.testing.assert_close(losses[0], case.by_hand(twin.net, *batch, R))
+    assert len({loss.item() for loss in losses}) == 3
     torch.testing.assert_close(module.training_step(batch, 0), mse(module.net(batch[0]), batch[1]))
 
 
+@pytest.mark.situation("several fits in a row")
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_gone_after_fit_and_several_fits_in_a_row(case: Case) -> None:
     module, strategy = Plain(), case.make()
@@ -263,6 +349,7 @@ class Fails(Plain):
         return super().training_step(batch, batch_idx)
 
 
+@pytest.mark.situation("an error in the user's step")
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_gone_after_an_exception(case: Case) -> None:
     module = Fails()
@@ -274,6 +361,7 @@ def test_gone_after_an_exception(case: Case) -> None:
     trainer(strategy).fit(Plain(), loader())  # the strategy is free again
 
 
+@pytest.mark.situation("an error in attach")
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_a_failed_attach_leaves_nothing(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     module, strategy = Plain(), case.make()
@@ -332,6 +420,7 @@ def test_two_strategies_in_either_order(first: str) -> None:
     torch.testing.assert_close(both, weights(twin), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.situation("resumed bit for bit; the checkpoint loads without us")
 @pytest.mark.parametrize("name", [*CASES, "remul, gradnorm"])
 def test_resumes_bit_for_bit_and_the_checkpoint_loads_without_us(name: str, tmp_path: Any) -> None:
     make = CASES[name].make if name in CASES else lambda: REMUL(SYMMETRY, "net", balance="gradnorm", gradnorm_lr=0.2)
@@ -361,12 +450,14 @@ def test_resumes_bit_for_bit_and_the_checkpoint_loads_without_us(name: str, tmp_
     assert torch.isfinite(weights(alone)).all()
 
 
+@pytest.mark.situation("weight averaging, {order}")
 @pytest.mark.parametrize("order", ["average first", "average last"])
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_weight_averaging_in_either_order(case: Case, order: str) -> None:
+def test_weight_averaging_in_either_order(case: Case, order: str, record_property: Any) -> None:
     if case.make().adds_parameters and order == "average first":
         with pytest.raises(RuntimeError, match="must come after"):
             trainer(EMAWeightAveraging(decay=0.9), case.make()).fit(Plain(), loader())
+        record_property("refused", "must come after ours")
         return
     modules = []
     for module, strategies in ((Plain(), [case.make()]), (case.twin(case), [])):
@@ -376,6 +467,7 @@ def test_weight_averaging_in_either_order(case: Case, order: str) -> None:
     torch.testing.assert_close(weights(modules[0].net), weights(modules[1].net), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.situation("a network built in {hook}")
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 @pytest.mark.parametrize("hook", ["configure_model", "setup"])
 def test_a_network_that_is_built_late(case: Case, hook: str) -> None:
@@ -398,6 +490,7 @@ def test_a_network_that_is_built_late(case: Case, hook: str) -> None:
     torch.testing.assert_close(weights(late.net), weights(twin.net), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.situation("LBFGS")
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_an_optimizer_that_calls_the_step_many_times_sees_one_draw(case: Case) -> None:
     def lbfgs(self: Plain) -> torch.optim.Optimizer:
@@ -411,10 +504,11 @@ def test_an_optimizer_that_calls_the_step_many_times_sees_one_draw(case: Case) -
     torch.testing.assert_close(*pair, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.situation("the user's logs and random numbers")
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_the_users_own_logs_and_random_numbers_are_left_alone(case: Case) -> None:
     if not isinstance(case.make(), REMUL):
-        pytest.skip("augmentation changes what the user's step sees, a relaxed layer what it returns")
+        pytest.skip("it changes what the step sees or returns")
 
     def fit(*callbacks: L.Callback) -> tuple[float, Tensor]:
         torch.manual_seed(3)

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lightning_equiv import REMUL, EquivarianceMonitor, SymmetryCloning
+from lightning_equiv.datasets.in_memory import ResumableLoader
 from tests.strategies.faults import (
     Killed,
-    Resumable,
     Tasked,
     breaks,
     change_batch,
@@ -94,7 +94,7 @@ def fit_and_save(folder: Path, *callbacks: L.Callback, ckpt_path: str | None = N
     module = Plain()
     save = ModelCheckpoint(folder, filename="{step}", save_top_k=-1, every_n_train_steps=2)
     trainer(*callbacks, save, max_epochs=3, enable_checkpointing=True).fit(
-        module, Resumable(Rows(), 4), ckpt_path=ckpt_path
+        module, ResumableLoader(Rows(), 4), ckpt_path=ckpt_path
     )
     return module
 
