@@ -160,6 +160,22 @@ def test_every_data_module(name: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("CircularConvolution", {"sizes": [12, 12], "kernel_size": 3}),
+        ("GroupConvolution", {"group": "D4", "size": 8, "kernel_size": 3, "lift": True}),
+        ("EquivariantLinear", {"irreps_in": "2x0e+1o", "irreps_out": "1o"}),
+        ("EquivariantTensorProduct", {"irreps_in1": "1o", "irreps_in2": "1o", "irreps_out": "0e+1e"}),
+    ],
+)
+def test_every_teacher(name: str, arguments: dict[str, Any]) -> None:
+    teacher = parse(torch.nn.Module, class_path=f"lightning_equiv.{name}", init_args=arguments)
+    typed = getattr(lightning_equiv, name)(**arguments)
+    assert type(teacher) is type(typed)
+    assert (teacher.num_weights, teacher.in_shape) == (typed.num_weights, typed.in_shape)
+
+
+@pytest.mark.parametrize(
     ("cls", "arguments"),
     [
         (ConstraintRelaxation, {"group": "SO(3)", "layers": "net.*"}),

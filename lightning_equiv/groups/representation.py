@@ -242,7 +242,7 @@ class Invariant(Representation):
 
     Args:
         shared: the tensor has no batch dimension: it belongs to the whole call, like a temperature or a fixed graph,
-            and is passed on once however many inputs there are. A tensor without any dimension always is.
+            and is passed on once however many inputs there are. An input without any dimension always is.
 
     Examples:
         >>> from lightning_equiv import SO3

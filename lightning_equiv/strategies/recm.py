@@ -46,7 +46,7 @@ class RECM(BranchStrategy):
     guarantee is the one that it states. No number of the paper is reproduced here.
 
     Train on data that is as symmetric as its law: a finite sample of a symmetric law is not itself symmetric, and u can
-    see that; put `GroupAugmentation` before it where the symmetry is exact.
+    see that; add `GroupAugmentation` where the symmetry is exact.
 
     Logs `recm/theta/LAYER` and `recm/violation/LAYER`, the length of s; at the end `verdict` says which layers became
     strict, is printed, and is written to `recm_verdict.json` in the logger's folder.
