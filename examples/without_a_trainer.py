@@ -1,8 +1,8 @@
 """Strategies in a training loop written by hand: attach, train, detach.
 
-An e3nn network on charged particles, strict and relaxed by `ConstraintRelaxation`; no Trainer anywhere. What a loop
-owes a strategy are three calls: `attach` before the optimizer is made (the strategy may bring weights), `update` before
-every step, `detach` at the end, also after an exception.
+An e3nn network on charged particles, strict and relaxed by `ConstraintRelaxation`; no Trainer anywhere. A loop
+makes three calls: `attach` before the optimizer is made (the strategy may bring weights), `update` before every batch,
+`detach` at the end, also after an exception.
 
     python examples/without_a_trainer.py
 
@@ -27,7 +27,7 @@ SYMMETRY = Symmetry("O(3)", inputs={"charges": Invariant(), "positions": "1o", "
 
 
 def train(module: RegressionModule, data: ChargedDataModule, strategy: Strategy | None, steps: int) -> list[float]:
-    """Equivariance error of the network after every tenth of the training."""
+    """Equivariance error of the network at every tenth of the training, and at its end."""
     errors = []
     validation = next(iter(data.val_dataloader()))
     args, kwargs = module.arguments(validation)
@@ -43,7 +43,7 @@ def train(module: RegressionModule, data: ChargedDataModule, strategy: Strategy 
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            if step % max(steps // 10, 1) == 0:
+            if step % max(steps // 10, 1) == 0 or step == steps - 1:
                 error = equivariance_error(module.net, args, SYMMETRY, kwargs=kwargs, num_samples=1)
                 errors.append(float(error.mean()))
     finally:

@@ -27,7 +27,18 @@ def main(args: list[str] | None = None) -> None:
 
     import lightning_equiv.datasets  # noqa: F401 (so that its classes are offered by their bare names)
 
-    LightningCLI(args=args, parser_kwargs={"prog": "python -m lightning_equiv", "description": __doc__})
+    class CLI(LightningCLI):
+        def instantiate_classes(self) -> None:
+            try:
+                super().instantiate_classes()
+            except (TypeError, ValueError) as error:  # a setting that its class refuses
+                self.parser.error(str(error))
+
+    CLI(
+        args=args,
+        parser_kwargs={"prog": "python -m lightning_equiv", "description": __doc__},
+        save_config_kwargs={"overwrite": True},  # without a logger every run has the same folder
+    )
 
 
 if __name__ == "__main__":

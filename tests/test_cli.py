@@ -7,11 +7,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 import yaml
 
 import lightning_equiv
+from examples.networks.transformer import ParticleTransformer
 from lightning_equiv import (
     REMUL,
     ConstraintRelaxation,
@@ -34,6 +36,23 @@ QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=
 def _no_words(monkeypatch: pytest.MonkeyPatch) -> None:
     """What pytest was called with is not for the command line."""
     monkeypatch.setattr(sys, "argv", ["lightning_equiv"])
+
+
+class Users(L.LightningModule):
+    """A module that knows nothing of this library."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = ParticleTransformer(1, 8, 1)
+
+    def training_step(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        out = self.net(batch["masses"], batch["positions"], batch["velocities"])
+        return torch.nn.functional.mse_loss(out, batch["targets"])
+
+    validation_step = training_step
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(self.parameters())
 
 
 def strategies_of(config: dict[str, Any]) -> list[str]:
@@ -108,11 +127,48 @@ def test_help_is_the_docstrings(capsys: pytest.CaptureFixture[str]) -> None:
     assert "Runs the full optimization routine" in words
 
 
+def test_strategies_and_the_monitor_around_any_module(tmp_path: Path) -> None:
+    symmetry = {"group": "SO(3)", "inputs": ["Invariant()", "1o", "1o"], "outputs": "1o"}
+    config = {
+        "seed_everything": 0,
+        "trainer": {
+            "callbacks": [
+                {"class_path": "lightning_equiv.REMUL", "init_args": {"symmetry": symmetry, "network": "net"}},
+                {
+                    "class_path": "lightning_equiv.EquivarianceMonitor",
+                    "init_args": {"symmetry": symmetry, "network": "net"},
+                },
+            ],
+            "logger": {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": str(tmp_path)}},
+            "max_epochs": 1,
+            "log_every_n_steps": 1,
+            "accelerator": "cpu",
+        },
+        "model": {"class_path": f"{__name__}.Users"},
+        "data": {"class_path": "lightning_equiv.datasets.GravityDataModule", "init_args": {"val_size": 8}},
+    }
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    main(["fit", "--config", str(path), *QUIET])
+    (metrics,) = tmp_path.rglob("metrics.csv")
+    header = metrics.read_text().splitlines()[0]
+    assert "remul/equivariance_loss" in header
+    assert "equivariance_error" in header
+
+
 def test_as_a_program() -> None:
     command = [sys.executable, "-m", "lightning_equiv", "fit", "--model", "lightning_equiv.SymmetryModul"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, timeout=120)
     assert done.returncode == 2
     assert "SymmetryModul" in done.stderr
+
+
+def test_a_setting_that_is_refused_ends_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    wrong = "--model.init_args.symmetry.group=SO(9)"
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "--config", str(CONFIGS["remul"]), wrong])
+    assert stop.value.code == 2
+    assert "no group is named 'SO(9)'" in capsys.readouterr().err
 
 
 # ---- what can be written ---------------------------------------------------------------------------------------------
@@ -191,7 +247,8 @@ def test_arguments_of_many_forms(cls: type, arguments: dict[str, Any]) -> None:
     for name in ("layers", "target", "horizon"):
         if name in arguments:
             value = getattr(made, name)
-            assert {k: list(v) for k, v in value.items()} if isinstance(value, dict) else value == arguments[name]
+            plain = {key: list(pair) for key, pair in value.items()} if isinstance(value, dict) else value
+            assert plain == arguments[name]
 
 
 @pytest.mark.parametrize(

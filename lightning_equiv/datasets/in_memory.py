@@ -98,7 +98,12 @@ class InMemoryDataModule(L.LightningDataModule):
         Args:
             stage: "fit", "validate", "test" or "predict".
         """
-        needed = {"fit": ("train", "val"), "validate": ("val",), "test": self.test_names}
+        needed = {
+            "fit": ("train", "val"),
+            "validate": ("val",),
+            "test": self.test_names,
+            "predict": self.test_names,
+        }
         for split in needed.get(stage, ()):
             self.samples(split)
 
@@ -119,6 +124,10 @@ class InMemoryDataModule(L.LightningDataModule):
         """Return one loader for each of `test_names`."""
         return [self._loader(_Rows(self.samples(name)), self.eval_batch_size) for name in self.test_names]
 
+    def predict_dataloader(self) -> list[DataLoader[Samples]]:
+        """Return the test sets, one loader for each."""
+        return self.test_dataloader()
+
     def _loader(
         self, rows: _Rows, batch_size: int, sampler: DistributedSampler[Samples] | None = None
     ) -> DataLoader[Samples]:
@@ -126,7 +135,7 @@ class InMemoryDataModule(L.LightningDataModule):
         generator = torch.Generator().manual_seed(self.seed)
         return ResumableLoader(
             rows,
-            batch_size,
+            batch_size=batch_size,  # by name: Lightning makes such a loader anew to predict, and takes positions amiss
             sampler=sampler,
             num_workers=self.num_workers,
             collate_fn=_unchanged,
@@ -137,20 +146,27 @@ class InMemoryDataModule(L.LightningDataModule):
 class ResumableLoader(DataLoader[Samples]):
     """A loader that Lightning can restore in mid-epoch: the batches already seen are passed over."""
 
-    _seen = _skipped = 0
+    _seen = 0
+    _loaded: dict[str, int | None] | None = None
+
+    @property
+    def _epoch(self) -> int | None:
+        return getattr(self.sampler, "epoch", None)
 
     def __iter__(self) -> Iterator[Samples]:  # type: ignore[override]
-        skipped, self._skipped = self._skipped, 0
+        loaded, self._loaded = self._loaded, None
+        same_epoch = loaded is not None and loaded["epoch"] == self._epoch  # else that epoch had come to its end
+        skipped = loaded["seen"] or 0 if loaded is not None and same_epoch else 0
         for i, batch in enumerate(super().__iter__()):
             if i >= skipped:
                 self._seen = i + 1
                 yield batch
 
-    def state_dict(self) -> dict[str, int]:
-        return {"seen": self._seen % len(self)}
+    def state_dict(self) -> dict[str, int | None]:
+        return {"seen": self._seen % len(self), "epoch": self._epoch}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self._skipped = state["seen"]
+    def load_state_dict(self, state: dict[str, int | None]) -> None:
+        self._loaded = state
 
 
 class _Rows(Dataset[Samples]):

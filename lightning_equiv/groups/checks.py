@@ -1,8 +1,8 @@
-"""Settings that are numbers, refused in words where they are none or out of bounds."""
+"""Checks of numeric settings."""
 
 from __future__ import annotations
 
-import math
+import sys
 from numbers import Integral, Real
 from typing import Any
 
@@ -18,7 +18,7 @@ def check_number(
     whole: bool = False,
     optional: bool = False,
 ) -> None:
-    """Refuse a setting that is no finite number within its bounds; NaN and infinity lie in none.
+    """Raise unless `value` is a finite number within the bounds; NaN and infinity never are.
 
     Args:
         name: of the setting, for the message.
@@ -45,14 +45,14 @@ def check_number(
     number = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
     within = (
         number
-        and math.isfinite(value)
+        and (whole or abs(value) <= sys.float_info.max)  # NaN is not
         and (least is None or value >= least)
         and (above is None or value > above)
         and (most is None or value <= most)
         and (below is None or value < below)
     )
     if not within:
-        bounds = {"of at least": least, "above": above, "of at most": most, "below": below}
-        words = " and ".join(f"{word} {bound:g}" for word, bound in bounds.items() if bound is not None)
+        bounds = {"of at least": least, "above": above, "at most": most, "below": below}
+        words = " and ".join(f"{word} {bound}" for word, bound in bounds.items() if bound is not None)
         kind = f"{'a whole' if whole else 'a finite'} number {words}".strip() + (" or None" if optional else "")
         raise (ValueError if number else TypeError)(f"expected {name} to be {kind}, got {value!r}")

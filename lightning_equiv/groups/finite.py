@@ -24,7 +24,7 @@ class PolygonGroup(Group):
     dim = 0
 
     def __post_init__(self) -> None:
-        check_number("n, the corners of a polygon,", self.n, least=1, most=2**31, whole=True)
+        check_number("n (corners of the polygon)", self.n, least=1, most=2**31, whole=True)
 
     @property
     @abstractmethod

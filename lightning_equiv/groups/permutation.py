@@ -33,7 +33,7 @@ class Permutation(Group):
     dim = 0
 
     def __post_init__(self) -> None:
-        check_number("n, the things to permute,", self.n, least=1, most=10**7, whole=True)
+        check_number("n (things to permute)", self.n, least=1, most=10**7, whole=True)
 
     @property
     def order(self) -> int:  # type: ignore[override]

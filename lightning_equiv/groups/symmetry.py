@@ -217,7 +217,7 @@ class Symmetry:
                 try:
                     representation.check(self.group, x.shape)
                 except ValueError as error:
-                    raise ValueError(f"{path or 'the tensor'!r} in `{what}`: {error}") from None
+                    raise ValueError(f"{repr(path) if path else 'the tensor'} in `{what}`: {error}") from error
         return layout
 
     def move(self, g: GroupElement, spec: Spec, tree: Tree, layout: Layout, what: str = "inputs") -> Tree:
@@ -232,7 +232,7 @@ class Symmetry:
             try:
                 return representation(g if owner is None else g[owner], x)
             except ValueError as error:
-                raise ValueError(f"{path or 'the tensor'!r} in `{what}`: {error}") from None
+                raise ValueError(f"{repr(path) if path else 'the tensor'} in `{what}`: {error}") from error
 
         return map_tree(act, self._complete(spec, tree), tree, what=what)
 
@@ -341,3 +341,16 @@ def _parameter_names(network: Callable[..., Any] | None) -> list[str]:
     parameters = inspect.signature(getattr(network, "forward", network)).parameters.values()
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     return [p.name for p in parameters if p.kind in kinds]
+
+
+def as_symmetry(value: Symmetry | Mapping[str, Any]) -> Symmetry:
+    """The symmetry that a dict of its arguments stands for, as a checkpoint or a configuration file holds it.
+
+    Raises:
+        TypeError: neither; a group alone does not say how its elements move anything.
+    """
+    if isinstance(value, Symmetry):
+        return value
+    if isinstance(value, Mapping):
+        return Symmetry(**value)
+    raise TypeError(f"expected a Symmetry, e.g. Symmetry('SO(3)', inputs='1o', outputs='1o'), got {value!r}")

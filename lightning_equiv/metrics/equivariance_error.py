@@ -12,7 +12,7 @@ from torchmetrics import Metric
 
 from lightning_equiv.groups.checks import check_number
 from lightning_equiv.groups.group import derived_generator, process_rank
-from lightning_equiv.groups.symmetry import Symmetry
+from lightning_equiv.groups.symmetry import Symmetry, as_symmetry
 from lightning_equiv.metrics.functional import TOTAL, Kind, equivariance_sums, part_paths, reduce_sums
 
 
@@ -79,7 +79,8 @@ class EquivarianceError(Metric):
             raise ValueError(f"expected kind to be one of {get_args(Kind)}, got {kind!r}")
         for name, value in (("num_samples", num_samples), ("chunk_size", chunk_size)):
             check_number(name, value, least=1, whole=True, optional=True)
-        self.symmetry, self.num_samples, self.kind, self.chunk_size = symmetry, num_samples, kind, chunk_size
+        self.symmetry = as_symmetry(symmetry)
+        self.num_samples, self.kind, self.chunk_size = num_samples, kind, chunk_size
         self.per_irrep, self.needs_grad, self.seed = per_irrep, needs_grad, seed
         # torchmetrics merges the metrics of a collection whose states look equal: names of one's own prevent it
         self._token = f"{zlib.crc32(repr((symmetry, num_samples, kind, seed)).encode()):08x}"

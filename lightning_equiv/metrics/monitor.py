@@ -21,8 +21,9 @@ class EquivarianceMonitor(L.Callback):
     r"""Measures how equivariant a network is while it is validated or tested, and logs it.
 
     The network's calls in the user's own `validation_step` (`test_step`) are remembered; after the step the network is
-    run again on moved inputs, see `EquivarianceError` for the formulas. The value is logged as `name` (validation) and
-    `test_name` (test), so `EarlyStopping(monitor="equivariance_error")` and `ModelCheckpoint` can use it.
+    run again on moved inputs, see `EquivarianceError` for the formulas; several loaders have one value together. The
+    value is logged as `name` (validation) and `test_name` (test), so `EarlyStopping(monitor="equivariance_error")` and
+    `ModelCheckpoint` can use it.
 
     Args:
         symmetry: says how a group element moves the network's inputs and outputs.

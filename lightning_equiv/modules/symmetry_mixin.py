@@ -16,6 +16,8 @@ from lightning_equiv.metrics.monitor import EquivarianceMonitor
 from lightning_equiv.strategies.strategy import Strategy
 from lightning_equiv.wiring.network import find_network
 
+_BROUGHT = "_lightning_equiv_brought"  # on a Trainer: the callbacks of the module that it has
+
 
 class SymmetryMixin(L.LightningModule):
     """To inherit from in place of `LightningModule`: the symmetry and its strategies belong to the model.
@@ -29,8 +31,8 @@ class SymmetryMixin(L.LightningModule):
         strategies: what `configure_callbacks` hands to the Trainer.
 
     Raises:
-        ValueError: when fit begins, a strategy of the same kind is among the Trainer's callbacks, too; Lightning would
-            drop one of them.
+        ValueError: when fit begins, a strategy of the same kind is among the Trainer's callbacks, too, of which
+            Lightning would drop one; or two strategies have one name.
 
     Examples:
         >>> from torch import nn
@@ -54,10 +56,20 @@ class SymmetryMixin(L.LightningModule):
 
     def configure_callbacks(self) -> list[L.Callback]:
         """The strategies, and a monitor unless the Trainer has one; nothing that it has already."""
-        theirs: list[L.Callback] = [] if self._trainer is None else self._trainer.callbacks  # type: ignore[attr-defined]
+        keys = [strategy.state_key for strategy in self.strategies]
+        if twice := {key for key in keys if keys.count(key) > 1}:
+            raise ValueError(
+                f"expected `strategies` of different kinds or names, got {', '.join(twice)} twice: name one"
+            )
+        trainer: Any = self._trainer
+        own = [*self.strategies, self._symmetry_monitor]
+        theirs: list[L.Callback] = []
+        if trainer is not None:  # what the module that it had before has brought is not its own
+            others = [c for c in getattr(trainer, _BROUGHT, ()) if not any(c is mine for mine in own)]
+            theirs = trainer.callbacks = [c for c in trainer.callbacks if not any(c is other for other in others)]
         kinds = {type(strategy).__name__: strategy for strategy in self.strategies}
         for callback in theirs:
-            if type(callback).__name__ in kinds and not any(callback is own for own in self.strategies):
+            if type(callback).__name__ in kinds and not any(callback is mine for mine in own):
                 raise ValueError(
                     f"a {type(callback).__name__} is in the Trainer's callbacks and in `strategies` of "
                     f"{type(self).__name__}: expected each kind in one of the two places, for Lightning drops one of "
@@ -70,6 +82,8 @@ class SymmetryMixin(L.LightningModule):
             if self._symmetry_monitor is None:
                 self._symmetry_monitor = EquivarianceMonitor(self.symmetry, network=self.symmetry_network)
             callbacks.append(self._symmetry_monitor)
+        if trainer is not None:
+            setattr(trainer, _BROUGHT, [c for c in callbacks if isinstance(c, Strategy | EquivarianceMonitor)])
         return [callback for callback in callbacks if not any(callback is c for c in theirs)]
 
     def equivariance_loss(

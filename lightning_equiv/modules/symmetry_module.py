@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 from torchmetrics.regression import MeanAbsoluteError
 
-from lightning_equiv.groups.symmetry import Symmetry
+from lightning_equiv.groups.checks import check_number
+from lightning_equiv.groups.symmetry import Symmetry, as_symmetry
 from lightning_equiv.groups.tree import Tree, describe, is_graph, lookup, tensors
-from lightning_equiv.modules.hyperparameters import check_given, factory, is_note, save_arguments
+from lightning_equiv.modules.hyperparameters import RemembersArguments, factory, is_note, save_arguments
 from lightning_equiv.modules.symmetry_mixin import SymmetryMixin
 from lightning_equiv.strategies.strategy import Strategy
 
@@ -33,7 +34,7 @@ LOSSES: dict[str, Loss] = {
 }
 
 
-class SymmetryModule(SymmetryMixin):
+class SymmetryModule(RemembersArguments, SymmetryMixin):
     """Supervised learning of any network, with its symmetry and its strategies.
 
         min over the network f    mean loss( f(x), y )
@@ -53,9 +54,10 @@ class SymmetryModule(SymmetryMixin):
             target) -> scalar.
         target: where y is in a batch: a key or an index; by default the last of a tuple.
         inputs: where the network's arguments are, if not everywhere else: keys in their order, or {argument: key}.
+            A tuple without target, for prediction, that has more than one element needs it.
         symmetry: how a group element moves what goes into and comes out of `net`; brings a monitor.
         strategies: for training; their `network` is "net".
-        metrics: by name, for validation and test.
+        metrics: by name, for validation and test; each with one value.
         optimizer: parameters -> optimizer: a class of `torch.optim`, a `functools.partial` of one, or
             {"class_path": "torch.optim.AdamW", "init_args": {"weight_decay": 0.1}}.
         lr: learning rate of all parameters, and what `Tuner.lr_find` sets; None is the optimizer's own.
@@ -77,6 +79,7 @@ class SymmetryModule(SymmetryMixin):
     """
 
     symmetry_network = "net"
+    may_be_lost = ("strategies",)
 
     def __init__(
         self,
@@ -88,31 +91,38 @@ class SymmetryModule(SymmetryMixin):
         symmetry: Symmetry | Mapping[str, Any] | None = None,
         strategies: Sequence[Strategy] = (),
         metrics: Mapping[str, Metric] | None = None,
-        optimizer: OptimizerCallable = torch.optim.Adam,
+        optimizer: Callable[[Iterable[Any]], Optimizer] = torch.optim.Adam,
         lr: float | None = None,
-        scheduler: LRSchedulerCallable | None = None,
+        scheduler: Callable[[Optimizer], LRScheduler] | None = None,
         interval: Literal["epoch", "step"] = "epoch",
     ) -> None:
         super().__init__()
-        save_arguments(self, inspect.currentframe())
-        check_given(
-            type(self), net=net, loss=loss, symmetry=symmetry, metrics=metrics, optimizer=optimizer, scheduler=scheduler
-        )
-        if isinstance(loss, str) and loss not in LOSSES:
+        save_arguments(self, classes=("optimizer", "scheduler"))
+        if not isinstance(net, nn.Module):
+            raise TypeError(f"expected net to be a network, an nn.Module, got {net!r}")
+        if not callable(loss) and not (isinstance(loss, str) and loss in LOSSES):
             raise ValueError(f"expected loss to be one of {', '.join(map(repr, LOSSES))} or a callable, got {loss!r}")
+        check_number("lr", lr, least=0, optional=True)
         if interval not in ("epoch", "step"):
             raise ValueError(f"expected interval to be 'epoch' or 'step', got {interval!r}")
+        if metrics is not None and (not isinstance(metrics, Mapping) or "loss" in metrics):
+            raise ValueError(f"expected metrics by name, {{'mae': ..}}, other names than 'loss', got {metrics!r}")
+        if not isinstance(strategies, Sequence) or not all(isinstance(s, Strategy) or is_note(s) for s in strategies):
+            raise TypeError(f"expected strategies to be a list of strategies, got {strategies!r}")
         if lost := [strategy for strategy in strategies if is_note(strategy)]:
             rank_zero_warn(f"strategies are not in a checkpoint: give {lost} again to train on with them")
-        self.net, self.target, self.inputs, self.lr = net, target, inputs, lr
+        self.net, self.target, self.lr = net, target, None if lr is None else float(lr)
+        self.inputs = [inputs] if isinstance(inputs, str | int) else inputs
         self.loss: Loss = LOSSES[loss] if isinstance(loss, str) else loss
-        self.symmetry = Symmetry(**symmetry) if isinstance(symmetry, Mapping) else symmetry
-        self.strategies = [strategy for strategy in strategies if not is_note(strategy)]
-        self.optimizer, self.scheduler, self.interval = factory(optimizer), factory(scheduler), interval
+        self.symmetry = None if symmetry is None else as_symmetry(symmetry)
+        self.strategies = [strategy for strategy in strategies if isinstance(strategy, Strategy)]
+        self.optimizer: Callable[[Iterable[Any]], Optimizer] = factory("optimizer", optimizer, Optimizer)
+        self.scheduler: Callable[[Optimizer], LRScheduler] | None = factory("scheduler", scheduler, LRScheduler)
+        self.interval = interval
         self.metrics: dict[str, Metric | MetricCollection] = dict(
             self.default_metrics() if metrics is None else metrics
         )
-        self._measured: dict[int, MetricCollection] = {}  # by loader, during an evaluation
+        self._measured: dict[str, MetricCollection] = {}  # by stage and loader, during an evaluation
 
     def default_metrics(self) -> Mapping[str, Metric]:
         """What is measured where nothing is said."""
@@ -129,10 +139,12 @@ class SymmetryModule(SymmetryMixin):
         if self.inputs is not None:
             return tuple(lookup(batch, key, "inputs") for key in self.inputs), {}
         if isinstance(batch, Mapping):
-            return (), {name: value for name, value in batch.items() if name != self.target}
+            left_out = self.target if self.target in batch else self._place()
+            return (), {name: value for name, value in batch.items() if name != left_out}
         if isinstance(batch, tuple | list):
-            left_out = range(len(batch))[self.target] if len(batch) > 1 and isinstance(self.target, int) else None
-            return tuple(value for i, value in enumerate(batch) if i != left_out), {}
+            n, place = len(batch), self._place()
+            there = n > 1 and isinstance(place, int) and -n <= place < n
+            return tuple(value for i, value in enumerate(batch) if not there or i != int(place) % n), {}
         if isinstance(batch, Tensor) or is_graph(batch):
             return (batch,), {}
         raise ValueError(
@@ -140,9 +152,16 @@ class SymmetryModule(SymmetryMixin):
             f"keys of the network's arguments in it, or override `{type(self).__name__}.arguments`"
         )
 
+    def _place(self) -> str | int:
+        """Where in a batch the target is, or what holds it."""
+        if isinstance(self.target, str):
+            return self.target.split(".")[0]
+        return self.target if isinstance(self.target, int) else self.target[0]
+
     def labels(self, batch: Tree) -> Tree:
         """The target y of a batch; to override for batches of any form."""
-        if isinstance(batch, tuple | list) and isinstance(self.target, int) and -len(batch) <= self.target < 0:
+        listed = isinstance(batch, tuple | list) and len(batch) > 1
+        if listed and isinstance(self.target, int) and -len(batch) <= self.target < 0:
             return batch[self.target]
         if self.target == -1:
             raise ValueError(f"expected `target` to say where the label is, got a batch that is {describe(batch)}")
@@ -150,11 +169,17 @@ class SymmetryModule(SymmetryMixin):
 
     def check(self, prediction: Tree, target: Tree) -> None:
         """ValueError where prediction and target cannot belong together."""
+        if self.loss in LOSSES.values() and not (isinstance(prediction, Tensor) and isinstance(target, Tensor)):
+            raise ValueError(
+                f"expected a tensor from the network and one as target, got {describe(prediction)} and "
+                f"{describe(target)}: give a `loss` (prediction, target) -> scalar, and `metrics` (or none, {{}})"
+            )
 
     def loss_of(self, batch: Tree) -> tuple[Tensor, Tree, Tree]:
         """(loss, prediction, target) of a batch."""
+        target = self.labels(batch)
         args, kwargs = self.arguments(batch)
-        prediction, target = self.net(*args, **kwargs), self.labels(batch)
+        prediction = self.net(*args, **kwargs)
         self.check(prediction, target)
         return self.loss(prediction, target), prediction, target
 
@@ -181,16 +206,15 @@ class SymmetryModule(SymmetryMixin):
 
     def _evaluate(self, stage: str, batch: Any, loader: int) -> None:
         loss, prediction, target = self.loss_of(batch)
-        self.log(f"{stage}_loss", loss, batch_size=_rows(target), prog_bar=stage == "val", sync_dist=True)
-        if loader not in self._measured:
-            self._measured[loader] = MetricCollection(self.metrics, prefix=f"{stage}_").clone().to(self.device)
-        self._measured[loader].update(prediction, target)
-
-    def _log_metrics(self) -> None:
-        for loader, metrics in self._measured.items():
-            suffix = f"/dataloader_idx_{loader}" if len(self._measured) > 1 else ""  # as Lightning adds to the loss
-            values = {f"{name}{suffix}": value for name, value in metrics.compute().items()}
-            self.log_dict(values, add_dataloader_idx=False)
+        rows, key = _rows(target), f"{stage}_{loader}"
+        self.log(f"{stage}_loss", loss, batch_size=rows, prog_bar=stage == "val", sync_dist=True)
+        if key not in self._measured:
+            # groups of metrics that look equal after one batch would share one state
+            collection = MetricCollection(self.metrics, prefix=f"{stage}_", compute_groups=False)
+            self._measured[key] = collection.clone().to(self.device)
+        self._measured[key].update(prediction, target)
+        for name, metric in self._measured[key].items():
+            self.log(name, metric, on_step=False, on_epoch=True, batch_size=rows, metric_attribute=f"{name}_{loader}")
 
     def on_validation_epoch_start(self) -> None:
         """Begin to measure."""
@@ -199,14 +223,6 @@ class SymmetryModule(SymmetryMixin):
     def on_test_epoch_start(self) -> None:
         """Begin to measure."""
         self._measured = {}
-
-    def on_validation_epoch_end(self) -> None:
-        """Log the metrics."""
-        self._log_metrics()
-
-    def on_test_epoch_end(self) -> None:
-        """Log the metrics."""
-        self._log_metrics()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer at `lr`, and its scheduler."""
@@ -257,6 +273,7 @@ class RegressionModule(SymmetryModule):
 
     def check(self, prediction: Tree, target: Tree) -> None:
         """ValueError for different shapes."""
+        super().check(prediction, target)
         if isinstance(prediction, Tensor) and isinstance(target, Tensor) and prediction.shape != target.shape:
             raise ValueError(
                 f"expected a prediction of the target's shape {tuple(target.shape)}, got {tuple(prediction.shape)}: "
@@ -291,15 +308,22 @@ class ClassificationModule(SymmetryModule):
         super().__init__(net, loss=loss, **settings)
 
     def default_metrics(self) -> Mapping[str, Metric]:
-        """The part of all samples that is classified rightly."""
+        """The part of all samples that is classified correctly."""
         return {"accuracy": MulticlassAccuracy(self.num_classes, average="micro")}
 
     def check(self, prediction: Tree, target: Tree) -> None:
-        """ValueError for another number of logits than of classes."""
+        """ValueError for another number of logits than of classes, or targets of another shape."""
+        super().check(prediction, target)
         if isinstance(prediction, Tensor) and prediction.shape[1:2] != (self.num_classes,):
             raise ValueError(
                 f"expected logits of shape (batch, {self.num_classes}, ..), got {tuple(prediction.shape)}: the "
                 "network's last layer or num_classes is wrong"
+            )
+        classes = prediction.shape[:1] + prediction.shape[2:]
+        if isinstance(target, Tensor) and target.shape not in (classes, prediction.shape):
+            raise ValueError(
+                f"expected classes of shape {tuple(classes)} beside logits of shape {tuple(prediction.shape)}, got "
+                f"{tuple(target.shape)}: reshape them in `{type(self).__name__}.labels`"
             )
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -96,7 +97,7 @@ class BranchStrategy(Strategy):
         """What joins the loss."""
 
     def begin_anew(self, module: L.LightningModule) -> None:
-        """Give back what an earlier fit has left; called on all before any looks at the layers."""
+        """Undo what an earlier fit left; called for all branch strategies before any of them looks at the layers."""
 
     def check_layer(self, layer: Layer) -> None:
         """ValueError for a layer that this strategy cannot relax."""
@@ -173,6 +174,18 @@ class BranchStrategy(Strategy):
         for b in self.branches:
             b.set_theta(theta)
 
+    @contextmanager
+    def projected(self) -> Iterator[None]:
+        """Inside, the network is the strict one, theta = 0: to evaluate it in a loop without a Trainer."""
+        active = [b.active for b in self.branches]
+        try:
+            for b in self.branches:
+                b.active = False
+            yield
+        finally:
+            for b, was in zip(self.branches, active, strict=True):
+                b.active = was
+
     # ---- Lightning's hooks ---------------------------------------------------------------------------------------
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Attach now, or as soon as a lazily built model is there: before the optimizers and before DDP."""
@@ -191,7 +204,7 @@ class BranchStrategy(Strategy):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Check what only the optimizers can tell."""
         super().on_fit_start(trainer, pl_module)
-        check_ends(trainer, self.horizon, type(self).__name__)
+        check_ends(trainer, self)
         held = {id(p) for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"]}
         assert self._container is not None
         if any(id(p) not in held for p in self._container.parameters()):
@@ -204,7 +217,7 @@ class BranchStrategy(Strategy):
             b.theta = b.theta.to(pl_module.device)
 
     def _total(self, trainer: L.Trainer) -> int:
-        return run_length(trainer, self.horizon, type(self).__name__)
+        return run_length(trainer, self)
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -217,9 +230,7 @@ class BranchStrategy(Strategy):
         """Project, unless the relaxed network is to be validated."""
         self._sums, self._validated = {}, 0
         if self.evaluate != "relaxed":
-            for b in self.branches:
-                self._temporary.callback(setattr, b, "active", b.active)
-                b.active = False
+            self._temporary.enter_context(self.projected())
 
     def on_validation_batch_end(
         self,
@@ -233,10 +244,9 @@ class BranchStrategy(Strategy):
         """With "both": what the step logs projected and relaxed, and how equivariant the relaxed network is."""
         if self.evaluate != "both" or trainer.sanity_checking:
             return
-        with trainer.precision_plugin.forward_context(), recording_paused(), ExitStack() as undo:
+        with trainer.precision_plugin.forward_context(), recording_paused(), self.projected(), ExitStack() as undo:
             projected = silent_validation_step(pl_module, batch, batch_idx, dataloader_idx)
             for b in self.branches:
-                undo.callback(setattr, b, "active", False)
                 b.active = bool(b.theta)
             if self.metric is not None:
                 network = find_network(pl_module, self.network)

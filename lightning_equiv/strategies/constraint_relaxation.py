@@ -99,7 +99,7 @@ class ConstraintRelaxation(BranchStrategy):
         )
         if not callable(schedule) and not (isinstance(schedule, str) and schedule in SCHEDULES):
             raise ValueError(f"expected schedule to be one of {sorted(SCHEDULES)} or a callable, got {schedule!r}")
-        check_number("end, a part of the run,", end, above=0, most=1)
+        check_number("end (part of the run)", end, above=0, most=1)
         for key, value in (("peak", peak), ("lie_weight", lie_weight), ("norm_weight", norm_weight)):
             check_number(key, value, least=0)
         self.group = as_group(group.group if isinstance(group, Symmetry) else group)

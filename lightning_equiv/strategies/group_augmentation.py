@@ -8,7 +8,7 @@ from typing import Any
 import lightning as L
 
 from lightning_equiv.groups.group import Group
-from lightning_equiv.groups.symmetry import Symmetry
+from lightning_equiv.groups.symmetry import Symmetry, as_symmetry
 from lightning_equiv.strategies.strategy import Strategy
 from lightning_equiv.wiring.training_step import StepHooks, wrap_training_step
 
@@ -40,12 +40,12 @@ class GroupAugmentation(Strategy):
 
     def __init__(self, symmetry: Symmetry, *, seed: int = 0, name: str = "group_augmentation") -> None:
         super().__init__(name=name, seed=seed)
-        if symmetry.batch is None:
+        self.symmetry = as_symmetry(symmetry)
+        if self.symmetry.batch is None:
             raise ValueError(
                 "GroupAugmentation moves the dataloader's batch: expected a symmetry that says how, e.g. "
                 'Symmetry(..., batch={"positions": "1o", "masses": Invariant(), "targets": "1o"})'
             )
-        self.symmetry = symmetry
 
     def take_hold(self, module: L.LightningModule, undo: ExitStack) -> None:
         """Wrap `training_step`."""

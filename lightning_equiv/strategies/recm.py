@@ -225,6 +225,8 @@ class RECM(BranchStrategy):
         if step != self._step:
             self.commit()
         self._step = step
+        for b in self.branches:
+            b.active = True
         self._gain = self.gain * min(1.0, 2 * (1 - step / total))
 
     def commit(self) -> None:

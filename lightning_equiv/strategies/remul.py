@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_equiv.groups.checks import check_number
-from lightning_equiv.groups.symmetry import Symmetry
+from lightning_equiv.groups.symmetry import Symmetry, as_symmetry
 from lightning_equiv.groups.tree import Tree, describe, leaf_pairs, lookup
 from lightning_equiv.metrics.functional import Distance, as_distance, equivariance_loss
 from lightning_equiv.strategies.gradnorm import gradnorm_weights
@@ -99,7 +99,7 @@ class REMUL(Strategy):
         check_number("num_samples", num_samples, least=1, whole=True)
         for key, value in (("weight", weight), ("gradnorm_gamma", gradnorm_gamma), ("gradnorm_lr", gradnorm_lr)):
             check_number(key, value, least=0)
-        self.symmetry, self.network, self.weight, self.balance = symmetry, network, weight, balance
+        self.symmetry, self.network, self.weight, self.balance = as_symmetry(symmetry), network, weight, balance
         self.target, self.num_samples, self.detach_target = target, num_samples, detach_target
         self.distance = as_distance(loss)
         self.freeze_stochastic, self.last_layer = freeze_stochastic, last_layer

@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
+from lightning_equiv.groups.checks import check_number
 from lightning_equiv.groups.group import derived_generator, process_rank
 from lightning_equiv.wiring.override import override
 
@@ -23,7 +24,8 @@ class Strategy(L.Callback):
         strategy.attach(module); ...; strategy.detach()
         after == before, also when attach or anything between failed
 
-    In a Trainer both happen by themselves: attach when fit begins, detach when it ends or fails. A subclass writes
+    In a Trainer both happen by themselves: attach when fit begins, detach when it ends or fails; a loop written by hand
+    calls them, and `update` before every batch. A subclass writes
     `take_hold`: first find and check everything, then change, and register the undoing of every change.
 
     Args:
@@ -34,7 +36,7 @@ class Strategy(L.Callback):
     Attributes:
         changes_loss: whether it needs automatic optimisation.
         adds_parameters: whether weights of its own train with the model.
-        works_sharded: whether it leaves alone which process holds which part of a weight, as FSDP and DeepSpeed decide.
+        works_sharded: whether it works when FSDP or DeepSpeed shards the weights.
         state_format: number of what `own_state` holds; raised when a newer version cannot read an older one's.
     """
 
@@ -47,7 +49,7 @@ class Strategy(L.Callback):
         self.name, self.seed = name, seed
         self._undo: ExitStack | None = None
         self._temporary = ExitStack()  # what a later hook of the Trainer, or detach, takes back
-        self._place: tuple[int, int] | None = None
+        self._place: tuple[int, ...] | None = None
         self._count = 0
 
     @abstractmethod
@@ -82,11 +84,15 @@ class Strategy(L.Callback):
             undo.close()
 
     def update(self, step: int, total: int) -> None:
-        """Say which optimizer step of how many comes next; a loop without a Trainer calls it before every step.
+        """Say which optimizer step of how many comes next; a loop without a Trainer calls it before every batch.
 
-        The draws of a step are then a function of (seed, step), those of a Trainer's first epoch.
+        Schedules depend on it, and draws: they are a function of (seed, step, calls with the same step), in the first
+        call those of a Trainer's first epoch.
         """
-        self._place = (0, step)
+        check_number("total", total, least=1, whole=True)
+        again = self._place is not None and self._place[:2] == (0, step)
+        self._count = self._count + 1 if again else 0
+        self._place = (0, step, self._count) if again else (0, step)
         self.progress(step, total)
 
     def progress(self, step: int, total: int) -> None:
@@ -185,27 +191,30 @@ class Strategy(L.Callback):
         self.detach()
 
 
-def run_length(trainer: L.Trainer, horizon: int | None, who: str) -> int:
-    """Optimizer steps of the whole run; not to be asked before `on_train_start`.
+def run_length(trainer: L.Trainer, strategy: Strategy) -> int:
+    """Optimizer steps of the whole run, or the strategy's `horizon`.
 
-    The Trainer sets up its loaders to answer, and then no longer restores them in mid-epoch.
+    To be called after training has started: asked earlier, the Trainer sets up its loaders, which are then not restored
+    in mid-epoch.
 
     Raises:
         ValueError: nobody says when it ends.
     """
-    return _ending(trainer.estimated_stepping_batches if horizon is None else horizon, who)
+    horizon = getattr(strategy, "horizon", None)
+    return _ending(trainer.estimated_stepping_batches if horizon is None else horizon, strategy)
 
 
-def check_ends(trainer: L.Trainer, horizon: int | None, who: str) -> None:
+def check_ends(trainer: L.Trainer, strategy: Strategy) -> None:
     """ValueError for a run that nobody says the end of, as far as the Trainer alone can tell."""
-    if horizon is None and trainer.max_epochs == -1 and trainer.max_steps == -1:
-        _ending(math.inf, who)
+    if getattr(strategy, "horizon", None) is None and trainer.max_epochs == -1 and trainer.max_steps == -1:
+        _ending(math.inf, strategy)
 
 
-def _ending(total: float, who: str) -> int:
+def _ending(total: float, strategy: Strategy) -> int:
     if not math.isfinite(total) or total < 1:
+        hint = ", or say horizon=<optimizer steps>" if hasattr(strategy, "horizon") else ""
         raise ValueError(
-            f"{who} needs to know how long the run is, but the Trainer's horizon is {total}: "
-            "set max_epochs or max_steps, or say horizon=<optimizer steps>"
+            f"{type(strategy).__name__} needs to know how long the run is, but the Trainer's horizon is {total}: "
+            f"set max_epochs or max_steps{hint}"
         )
     return int(total)

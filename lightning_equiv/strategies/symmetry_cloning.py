@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lightning_equiv.groups.checks import check_number
 from lightning_equiv.groups.group import as_group, derived_generator
-from lightning_equiv.groups.symmetry import Symmetry
+from lightning_equiv.groups.symmetry import Symmetry, as_symmetry
 from lightning_equiv.strategies.cloning import Pair, clone, fingerprint, measured_error, without_tau
 from lightning_equiv.strategies.cloning_inputs import (
     Args,
@@ -37,7 +37,7 @@ from lightning_equiv.wiring.branch import branches_off
 from lightning_equiv.wiring.loaders import training_batches
 from lightning_equiv.wiring.network import find_network
 from lightning_equiv.wiring.training_step import StepHooks, wrap_training_step
-from lightning_equiv.wiring.transient import own_parameters
+from lightning_equiv.wiring.transient import on_cpu, own_parameters
 
 
 class SymmetryCloning(Strategy):
@@ -139,7 +139,7 @@ class SymmetryCloning(Strategy):
         if match != "output" and not isinstance(match, Mapping):
             raise ValueError(f"expected match to be 'output' or {{student's layer: teacher's layer}}, got {match!r}")
         self.teacher, self.network = teacher, network
-        self.symmetry = symmetry if symmetry is not None else getattr(teacher, "symmetry", None)
+        self.symmetry = getattr(teacher, "symmetry", None) if symmetry is None else as_symmetry(symmetry)
         self.inputs = shapes_or_reader(teacher, inputs)
         self.mode, self.max_teacher_error = mode, max_teacher_error
         self.weight = {"retain": 0.0, "break": 0.0, "anneal": 1e-3}[mode] if weight is None else weight
@@ -148,6 +148,7 @@ class SymmetryCloning(Strategy):
         self.settings = Settings(steps, batch_size, lr, tolerance, resample, match, seed)
         self.report: dict[str, float] = {}
         self._clone: dict[str, Tensor] = {}
+        self._length: Tensor | None = None  # |theta_clone|^2
         self._decay = 1.0
         self._cloned: weakref.ref[nn.Module] | None = None  # the student of the last fit
 
@@ -180,16 +181,19 @@ class SymmetryCloning(Strategy):
             self._decay = max(0.0, 1 - step / total)
 
     def _after(self, module: L.LightningModule, student: nn.Module) -> Callable[[Any, Tensor], Tensor]:
+        parameters = own_parameters(student)
+
         def after(batch: Any, loss: Tensor) -> Tensor:
             if not self._clone:
                 return loss
-            parameters = own_parameters(student)
-            self._clone = {n: self._clone[n].to(p.device) for n, p in parameters.items()}  # if it was read in mid-fit
-            squares = torch.stack([(p - self._clone[n]).square().sum() for n, p in parameters.items()]).sum()
-            length = torch.stack([t.square().sum() for t in self._clone.values()]).sum()
-            values = {**self.report, "drift": (squares.detach() / length).sqrt()}
-            self.log_values(module, {k: values[k] for k in values if k != "steps"}, batch_size=1)
+            if self._length is None:  # a clone from a checkpoint, perhaps in another place
+                self._clone = {n: t.to(parameters[n]) for n, t in self._clone.items()}
+                self._length = torch.stack([t.square().sum() for t in self._clone.values()]).sum()
             weight = self.weight * self._decay
+            with torch.set_grad_enabled(torch.is_grad_enabled() and weight > 0):
+                squares = torch.stack([(p - self._clone[n]).square().sum() for n, p in parameters.items()]).sum()
+            values = {**self.report, "drift": (squares.detach() / self._length).sqrt()}
+            self.log_values(module, {k: values[k] for k in values if k != "steps"}, batch_size=1)
             return loss + weight / 2 * squares if weight else loss
 
         return after
@@ -258,11 +262,14 @@ class SymmetryCloning(Strategy):
             for name, p in parameters.items():
                 p.requires_grad_(flags[name])
                 p.grad = None
-        self._clone = {name: p.detach().clone() for name, p in parameters.items()}
+        self._remember(parameters)
         rank_zero_info(f"{type(self).__name__}: cloned in {result.steps} steps, {self.report}")
         if self.cache is not None:
             self.cache.parent.mkdir(parents=True, exist_ok=True)
             torch.save({"fingerprint": key, **self._taught(student)}, self.cache)
+
+    def _remember(self, taught: Mapping[str, Tensor]) -> None:
+        self._clone, self._length = {name: p.detach().clone() for name, p in taught.items()}, None
 
     def _drawing(self, batches: Callable[[], Any] | None) -> Callable[[int], Args]:
         if isinstance(self.inputs, dict | tuple):
@@ -318,13 +325,13 @@ class SymmetryCloning(Strategy):
 
     def _taught(self, student: nn.Module) -> dict[str, Any]:
         """The student with its buffers, for the cache and the other processes."""
-        return {"student": _on_cpu(student.state_dict()), "report": self.report}
+        return {"student": on_cpu(student.state_dict()), "report": self.report}
 
     def _take(self, state: Mapping[str, Any], student: nn.Module) -> None:
         """A clone's weights into the student."""
         self.report = dict(state["report"])
         student.load_state_dict(state["student"])
-        self._clone = {name: p.detach().clone() for name, p in own_parameters(student).items()}
+        self._remember(own_parameters(student))
 
     # ---- Lightning's hooks ---------------------------------------------------------------------------------------
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -337,13 +344,12 @@ class SymmetryCloning(Strategy):
         """Clone, on one process; take what a checkpoint or the last fit of this module has left."""
         super().on_fit_start(trainer, pl_module)
         if self.mode == "anneal":
-            check_ends(trainer, None, type(self).__name__)
+            check_ends(trainer, self)
         student = find_network(pl_module, self.network)
         parameters = own_parameters(student)
         self._check_alone(trainer, pl_module, parameters)
         again = self._cloned is not None and self._cloned() is student
         if self._clone and (again or trainer.ckpt_path is not None):  # go on from the student as it is
-            self._clone = {name: t.to(parameters[name]) for name, t in self._clone.items()}
             self._cloned = weakref.ref(student)
             return
         failed: Exception | None = None
@@ -382,16 +388,12 @@ class SymmetryCloning(Strategy):
         """How strong the pull is now."""
         super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
         if self.mode == "anneal":
-            self.progress(trainer.global_step, run_length(trainer, None, type(self).__name__))
+            self.progress(trainer.global_step, run_length(trainer, self))
 
     def own_state(self) -> dict[str, Any]:
         """The clone, and what it reached."""
-        return {"clone": _on_cpu(self._clone), "report": self.report} if self._clone else {}
+        return {"clone": on_cpu(self._clone), "report": self.report} if self._clone else {}
 
     def load_own_state(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint: the student in it has been taught."""
-        self._clone, self.report = dict(state["clone"]), dict(state["report"])
-
-
-def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: t.detach().cpu().clone() for name, t in tensors.items()}
+        self._clone, self.report, self._length = dict(state["clone"]), dict(state["report"]), None

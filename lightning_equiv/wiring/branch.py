@@ -186,7 +186,7 @@ _off: list[None] = []
 
 @contextmanager
 def branches_off() -> Iterator[None]:
-    """Inside, every layer is the user's, whatever hangs on it."""
+    """Inside, the layers of every module in this process are the user's, whatever hangs on them."""
     _off.append(None)
     try:
         yield

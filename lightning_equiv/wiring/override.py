@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any
 from weakref import WeakKeyDictionary
 
-_taken_back: WeakKeyDictionary[Callable[..., Any], list[Any]] = WeakKeyDictionary()  # and what lay below each
+# functions that were taken back, each with the attribute it replaced
+_taken_back: WeakKeyDictionary[Callable[..., Any], list[Any]] = WeakKeyDictionary()
 
 
 def override(owner: object, name: str, function: Callable[..., Any]) -> Callable[[], None]:
@@ -20,7 +22,7 @@ def override(owner: object, name: str, function: Callable[..., Any]) -> Callable
 
     def restore() -> None:
         _taken_back[function] = below
-        while attributes.get(name) in _taken_back:
+        while isinstance(attributes.get(name), FunctionType) and attributes[name] in _taken_back:
             lower = _taken_back[attributes.pop(name)]
             if lower:
                 attributes[name] = lower[0]

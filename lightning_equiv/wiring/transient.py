@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 CONTAINER = "_lightning_equiv_branches"  # what the name of every container begins with
 
@@ -12,6 +13,11 @@ CONTAINER = "_lightning_equiv_branches"  # what the name of every container begi
 def own_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters of the user's network by name, without those of containers that hang in it."""
     return {name: p for name, p in network.named_parameters() if CONTAINER not in name}
+
+
+def on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies for a checkpoint."""
+    return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
 
 
 class Transient(nn.ModuleDict):
@@ -31,7 +37,7 @@ class Transient(nn.ModuleDict):
     def own_state(self) -> dict[str, Any]:
         """The parameters and buffers by name, on the CPU."""
         tensors = {**dict(self.named_parameters()), **dict(self.named_buffers())}
-        return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
+        return on_cpu(tensors)
 
     def load_own_state(self, state: dict[str, Any]) -> None:
         """Parameters and buffers from `own_state`.

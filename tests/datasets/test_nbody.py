@@ -261,7 +261,9 @@ class TestDataModules:
         assert isinstance(GravityDataModule(), InMemoryDataModule)
 
 
-def test_a_run_resumes_in_mid_epoch_bit_for_bit(tmp_path):
+@pytest.mark.parametrize("batches", [5, 3])  # whole epochs, and some that are cut short
+@pytest.mark.parametrize("step", [3, 6, 9])
+def test_a_run_resumes_in_mid_epoch_bit_for_bit(batches, step, tmp_path):
     from lightning.pytorch.callbacks import ModelCheckpoint
 
     from lightning_equiv import RegressionModule
@@ -280,9 +282,9 @@ def test_a_run_resumes_in_mid_epoch_bit_for_bit(tmp_path):
         module = RegressionModule(Net(), target="targets")
         save = ModelCheckpoint(tmp_path, filename="{step}", save_top_k=-1, every_n_train_steps=3)
         data = GravityDataModule(train_size=20, val_size=4, test_size=4, batch_size=4)
-        run = trainer(save, max_epochs=3, enable_checkpointing=True, limit_val_batches=0)
+        run = trainer(save, max_epochs=4, enable_checkpointing=True, limit_val_batches=0, limit_train_batches=batches)
         run.fit(module, data, ckpt_path=ckpt_path)
         return weights(module)
 
     whole = fit()
-    assert torch.equal(fit(str(tmp_path / "step=9.ckpt")), whole)  # five batches an epoch
+    assert torch.equal(fit(str(tmp_path / f"step={step}.ckpt")), whole)

@@ -315,6 +315,7 @@ MAKERS = [
     partial(le.SymmetryCloning, nn.Linear(3, 3), inputs=[(3,)]),
     partial(le.EquivarianceMonitor, TURNED),
     partial(le.EquivarianceError, TURNED),
+    partial(le.SymmetryModule, nn.Identity()),
     partial(le.IrrepsTensor, "1o"),
     partial(le.Factor, representation="1o"),
     *map(partial, [le.SE3, le.E3, le.Cyclic, le.Dihedral, le.Permutation]),
@@ -326,7 +327,7 @@ SETTINGS = [
     for name, parameter in inspect.signature(make).parameters.items()
     if re.search(r"\b(int|float|Literal|Kind|Evaluate|Resample)\b", str(parameter.annotation)) and name != "seed"
 ]
-WILD = [math.nan, math.inf, -math.inf, -1, 0, 1e308, 2**70, 2.5, "x", "", "1", None, [], {}, 1j, object()]
+WILD = [math.nan, math.inf, -math.inf, -1, 0, 1e308, 2**70, 10**400, 2.5, "x", "", "1", None, [], {}, 1j, object()]
 
 
 @pytest.mark.parametrize(("make", "name"), SETTINGS)

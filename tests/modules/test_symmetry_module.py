@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import functools
 from collections import namedtuple
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.tuner import Tuner
 from torch import Tensor, nn
+from torchmetrics import Metric
 from torchmetrics.regression import MeanSquaredError
 
 from lightning_equiv import REMUL, ClassificationModule, GroupAugmentation, RegressionModule, Symmetry, SymmetryModule
@@ -70,6 +73,31 @@ def test_metrics_are_those_of_the_whole_set_for_every_loader() -> None:
     torch.testing.assert_close(run.callback_metrics["val_mse"], expected.detach())
 
 
+def test_metrics_of_one_class_do_not_share_their_state() -> None:
+    metrics = {"near": WithinTolerance(0.1), "far": WithinTolerance(10.0)}  # equal after a first batch of zeros
+    x = torch.cat([torch.zeros(8, 3), torch.ones(8, 3)])
+    ours, run = SymmetryModule(nn.Identity(), metrics=metrics), trainer()
+    run.validate(ours, torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, 0 * x), 8), verbose=False)
+    assert (run.callback_metrics["val_near"], run.callback_metrics["val_far"]) == (24, 48)
+
+
+class WithinTolerance(Metric):
+    """How many numbers are nearly right."""
+
+    full_state_update = False
+
+    def __init__(self, tolerance: float) -> None:
+        super().__init__()
+        self.tolerance = tolerance
+        self.add_state("count", torch.tensor(0.0), dist_reduce_fx="sum")
+
+    def update(self, prediction: Tensor, target: Tensor) -> None:
+        self.count = self.count + ((prediction - target).abs() <= self.tolerance).sum()
+
+    def compute(self) -> Tensor:
+        return self.count
+
+
 def test_classification() -> None:
     x = torch.randn(64, 3, generator=torch.Generator().manual_seed(0))
     data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, (x[:, 0] > 0).long()), 8)
@@ -126,6 +154,7 @@ a, b, y = torch.randn(3, 5, 3).unbind()
         ((a, b, y), {}),
         ([y, a, b], {"target": 0}),
         ({"a": a, "b": b, "y": y}, {"target": "y"}),
+        ({"a": a - 2 * b, "b": 0 * b, "y": y}, {"target": "y", "inputs": {"a": "a", "b": "b"}}),
         ({"p": a, "q": b, "extra": 1, "y": y}, {"target": "y", "inputs": ["p", "q"]}),
         ({"p": a, "q": b, "y": y}, {"target": "y", "inputs": {"b": "q", "a": "p"}}),
         ({"x": {"a": a}, "rest": (b, y)}, {"target": ("rest", 1), "inputs": {"a": "x.a", "b": ("rest", 0)}}),
@@ -158,10 +187,25 @@ def test_a_graph_and_batches_without_a_target() -> None:
         assert torch.equal(SymmetryModule(net).predict_step(bare), net(a))
     with pytest.raises(ValueError, match=r"expected `target` to say .*, got a batch that is a dict of 2"):
         SymmetryModule(net).labels({"input": a, "y": y})
+    with pytest.raises(ValueError, match="expected `target` to say"):
+        SymmetryModule(net).loss_of((a,))  # which would learn the identity
     with pytest.raises(ValueError, match="expected a batch that is a tuple"):
         SymmetryModule(net).arguments("a")
     with pytest.raises(ValueError, match="target='z' is not in the batch"):
         SymmetryModule(net, target="z").labels({"x": a})
+
+
+def test_outputs_that_no_named_loss_knows() -> None:
+    class Parts(nn.Module):
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            return {"force": x, "energy": x.sum(-1)}
+
+    with pytest.raises(ValueError, match=r"expected a tensor from the network .* got a dict of 2: force, energy"):
+        RegressionModule(Parts()).training_step((a, y), 0)
+    ours = RegressionModule(Parts(), loss=lambda p, t: (p["force"] - t).abs().mean(), metrics={})
+    torch.testing.assert_close(ours.training_step((a, y), 0), (a - y).abs().mean())
+    with pytest.raises(ValueError, match=r"expected classes of shape \(5,\) beside logits .*, got \(5, 1\)"):
+        ClassificationModule(nn.Identity(), num_classes=3).training_step((a, torch.zeros(5, 1, dtype=torch.long)), 0)
 
 
 def test_a_prediction_that_would_be_broadcast_is_refused() -> None:
@@ -226,6 +270,32 @@ def test_the_arguments_of_a_module_around_it_are_not_taken() -> None:
     assert set(Outer(3).inner.hparams) == {"net", "loss", "optimizer", "lr"}
 
 
+class Color(str, Enum):
+    RED = "red"
+
+
+def test_numbers_of_numpy_and_enums_are_read_again(tmp_path: Path) -> None:
+    class Numbers(RegressionModule):
+        def __init__(self, width: Any, rate: Any, color: Any) -> None:
+            assert (width, rate, color) == (4, 0.5, "red")
+            super().__init__(make_net(), optimizer=SGD)
+
+    path = saved(Numbers(np.int64(4), np.float32(0.5), Color.RED), tmp_path)
+    assert torch.load(path, weights_only=True)["hyper_parameters"] == {"width": 4, "rate": 0.5, "color": "red"}
+    Numbers.load_from_checkpoint(path)
+
+
+def test_a_constructor_that_passes_everything_on_loses_nothing() -> None:
+    class Mixin:
+        def __init__(self, *args: Any, **settings: Any) -> None:
+            super().__init__(*args, **settings)
+
+    class Mixed(Mixin, RegressionModule):
+        pass
+
+    assert set(Mixed(make_net(), lr=0.1).hparams) == {"net", "loss", "lr"}
+
+
 def test_a_large_network_is_not_copied() -> None:
     class Uncopied(nn.Linear):
         def __deepcopy__(self, memo: Any) -> None:
@@ -239,5 +309,27 @@ def test_bad_input() -> None:
         module(loss="msle")
     with pytest.raises(ValueError, match="expected interval"):
         module(interval="batch")
+    for lr in (-1.0, float("nan")):
+        with pytest.raises(ValueError, match="expected lr to be a finite number of at least 0 or None"):
+            module(lr=lr)
+    for wrong in ("adam", {"class_path": "SGD"}, {"class_path": "torch.optim.SDG"}, {"class": "torch.optim.SGD"}):
+        with pytest.raises(ValueError, match="expected optimizer to be a callable, or the description of a class"):
+            module(optimizer=wrong)
+    with pytest.raises(ValueError, match="expected scheduler"):
+        module(scheduler={"class_path": "os.system"})
+    for settings, message in (
+        ({"net": None}, "expected net to be a network, an nn.Module, got None"),
+        ({"net": nn.Linear}, "expected net to be a network"),
+        ({"strategies": remul()}, "expected strategies to be a list of strategies"),
+        ({"strategies": ["remul"]}, "expected strategies to be a list of strategies"),
+        ({"symmetry": "SO(3)"}, "expected a Symmetry, e.g. .* got 'SO\\(3\\)'"),
+        ({"metrics": [MeanSquaredError()]}, "expected metrics by name"),
+        ({"metrics": {"loss": MeanSquaredError()}}, "other names than 'loss'"),
+        ({"loss": None}, "expected loss to be one of"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=message):
+            RegressionModule(**{"net": make_net(), **settings})
+    with pytest.raises(ValueError, match="target=5 is not in the batch"):
+        module(target=5).training_step((a, y), 0)
     with pytest.raises(ValueError, match="no group is named 'SO3D'"):
         module(symmetry={"group": "SO3D", "inputs": "1o", "outputs": "1o"})

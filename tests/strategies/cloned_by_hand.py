@@ -63,8 +63,21 @@ class ClonedByHand(Plain):
             p.grad = None
         self.clone = [p.detach().clone() for p in self.net.parameters()]
 
+    def pull(self) -> float:
+        return WEIGHT
+
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         loss = super().training_step(batch, batch_idx)
         for p, start in zip(self.net.parameters(), self.clone, strict=True):
-            loss = loss + WEIGHT / 2 * (p - start).square().sum()
+            loss = loss + self.pull() / 2 * (p - start).square().sum()
         return loss
+
+
+class AnnealedByHand(ClonedByHand):
+    """The twin of mode="anneal"."""
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        self.left = 1 - self.global_step / self.trainer.estimated_stepping_batches  # LBFGS counts while it steps
+
+    def pull(self) -> float:
+        return WEIGHT * self.left

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lightning_equiv import SO3, GroupAugmentation
 from lightning_equiv.groups.group import derived_generator
-from tests.strategies.cloned_by_hand import ClonedByHand
+from tests.strategies.cloned_by_hand import AnnealedByHand, ClonedByHand
 from tests.strategies.recm_by_hand import RecmByHand
 from tests.strategies.relaxed_by_hand import LIE, NORM, RelaxedByHand, slow_root
 from tests.strategies.test_contract import Case, turn
@@ -176,7 +176,12 @@ class TaskedRecmByHand(RecmByHand, Tasked):
         return self.task(lambda x: self.passes(net, x), *batch)
 
 
+class TaskedAnnealedByHand(AnnealedByHand, TaskedClonedByHand):
+    """The twin of symmetry cloning that lets go slowly."""
+
+
 TASKED = {
+    AnnealedByHand: TaskedAnnealedByHand,
     RelaxedByHand: TaskedRelaxedByHand,
     RecmByHand: TaskedRecmByHand,
     ClonedByHand: TaskedClonedByHand,

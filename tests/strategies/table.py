@@ -1,7 +1,8 @@
 """The tables of docs/contract.md: what became of every strategy in every situation, from the tests themselves.
 
 A test in the table is marked `@pytest.mark.situation("what happens")` and has a parameter `case`, or `name` of one.
-Passed is "yes", passed after `record_property("refused", why)` is "refused: why", skipped is the reason.
+Passed is "yes", passed after `record_property("refused", why)` is "refused: why", after `record_property("words", ..)`
+these words; skipped is the reason.
 
     python -m tests.strategies.table    runs the tests and writes docs/results/contract.md and composition.md
 """
@@ -28,7 +29,7 @@ def cell(item: pytest.Function) -> list[tuple[str, str]]:
         return []
     params = item.callspec.params
     name = params["name"] if "name" in params else next(n for n, c in CASES.items() if c is params["case"])
-    strategy = type(CASES[name].make()).__name__ if name in CASES else "REMUL"
+    strategy = type(CASES[name.replace(", gradnorm", ", detached")].make()).__name__
     variant = name.partition(", ")[2]
     return [("situation", marker.args[0].format(**params)), ("strategy", strategy), ("variant", variant)]
 
@@ -49,7 +50,8 @@ class Collector:
         elif report.failed:
             outcome = "FAILED"
         else:
-            outcome = f"refused: {properties['refused']}" if "refused" in properties else "yes"
+            refused = f"refused: {properties['refused']}" if "refused" in properties else "yes"
+            outcome = properties.get("words", refused)
         place = self.cells.setdefault((properties["situation"], properties["strategy"]), {})
         place.setdefault(outcome, []).append(properties["variant"])
 
@@ -64,7 +66,7 @@ class Collector:
     def _words(outcomes: dict[str, list[str]]) -> str:
         if len(outcomes) == 1:
             return next(iter(outcomes))
-        return "; ".join(f"{', '.join(variants)}: {outcome}" for outcome, variants in outcomes.items())
+        return "; ".join(f"{' / '.join(variants)}: {outcome}" for outcome, variants in outcomes.items())
 
 
 def main() -> int:

@@ -41,7 +41,7 @@ ORDER_MATTERS = {("GroupAugmentation",) * 2, ("SymmetryCloning",) * 2}
 CASE = {
     "GroupAugmentation": CASES["augmentation"],
     "REMUL": CASES["remul, label-anchored"],
-    "SymmetryCloning": CASES["symmetry cloning"],
+    "SymmetryCloning": CASES["symmetry cloning, break"],
     "RECM": CASES["recm"],
     "ConstraintRelaxation": CASES["constraint relaxation"],
 }
