@@ -64,6 +64,8 @@ class Collector:
 
     @staticmethod
     def _words(outcomes: dict[str, list[str]]) -> str:
+        if not outcomes:
+            return "not run"
         if len(outcomes) == 1:
             return next(iter(outcomes))
         return "; ".join(f"{' / '.join(variants)}: {outcome}" for outcome, variants in outcomes.items())
