@@ -12,6 +12,12 @@ from __future__ import annotations
 
 import sys
 
+DESCRIPTION = (
+    "A training from a configuration file: `fit --config examples/cli/remul.yaml`, and `--print_config` for all of its "
+    "settings. The settings of a class: `fit --model.help lightning_equiv.RegressionModule`, "
+    "`fit --trainer.callbacks.help lightning_equiv.REMUL`."
+)
+
 
 def main(args: list[str] | None = None) -> None:
     """Run the command line.
@@ -36,7 +42,7 @@ def main(args: list[str] | None = None) -> None:
 
     CLI(
         args=args,
-        parser_kwargs={"prog": "python -m lightning_equiv", "description": __doc__},
+        parser_kwargs={"prog": "python -m lightning_equiv", "description": DESCRIPTION},
         save_config_kwargs={"overwrite": True},  # without a logger every run has the same folder
     )
 
