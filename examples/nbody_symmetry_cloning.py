@@ -131,7 +131,8 @@ def main(argv: list[str] | None = None) -> None:
         mse, error = (list(column) for column in zip(*runs, strict=True))
         rows.append([name, str(len(runs)), spread(mse), f"{statistics.mean(error):.1e}"])
     path = options.out / f"nbody_symmetry_cloning_{'fast_dev_run' if options.fast_dev_run else options.preset}"
-    write_table(rows, path, f"python examples/nbody_symmetry_cloning.py --preset {options.preset}")
+    said = "--fast-dev-run" if options.fast_dev_run else f"--preset {options.preset}"
+    write_table(rows, path, f"python examples/nbody_symmetry_cloning.py {said}")
     print(path.with_suffix(".md").read_text())
 
 

@@ -1,8 +1,8 @@
-"""Strategies in a training loop written by hand: attach, train, detach.
+"""Strategies in a training loop written by hand: attach, train, finish.
 
 An e3nn network on charged particles, strict and relaxed by `ConstraintRelaxation`; no Trainer anywhere. A loop
-makes three calls: `attach` before the optimizer is made (the strategy may bring weights), `update` before every batch,
-`detach` at the end, also after an exception.
+makes four calls: `attach` before the optimizer is made (the strategy may bring weights), `update` before every batch,
+`finish` at the end, `detach` after an exception.
 
     python examples/without_a_trainer.py
 
@@ -46,6 +46,8 @@ def train(module: RegressionModule, data: ChargedDataModule, strategy: Strategy 
             if step % max(steps // 10, 1) == 0 or step == steps - 1:
                 error = equivariance_error(module.net, args, SYMMETRY, kwargs=kwargs, num_samples=1)
                 errors.append(float(error.mean()))
+        if strategy is not None:
+            strategy.finish(module)
     finally:
         if strategy is not None:
             strategy.detach()
@@ -79,8 +81,9 @@ def main(argv: list[str] | None = None) -> None:
             mse = module.loss_of(next(iter(data.val_dataloader())))[0]
         rows.append([way, f"{1e3 * mse:.2f}", f"{max(errors):.2e}", f"{errors[-1]:.2e}"])
     header = ["training", "validation MSE x 1e-3", "largest equivariance error", "equivariance error at the end"]
-    write_table([header, *rows], options.out / "without_a_trainer", "python examples/without_a_trainer.py")
-    print((options.out / "without_a_trainer.md").read_text())
+    path = options.out / f"without_a_trainer{'_fast_dev_run' if small else ''}"
+    write_table([header, *rows], path, f"python examples/without_a_trainer.py{' --fast-dev-run' if small else ''}")
+    print(path.with_suffix(".md").read_text())
 
 
 if __name__ == "__main__":

@@ -234,9 +234,9 @@ def test_every_teacher(name: str, arguments: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("cls", "arguments"),
     [
-        (ConstraintRelaxation, {"group": "SO(3)", "layers": "net.*"}),
-        (ConstraintRelaxation, {"group": "SO(3)", "layers": ["net.0", "net.2"], "schedule": "cosine", "horizon": 9}),
-        (ConstraintRelaxation, {"group": "C4", "layers": {"net.0": ["Image()", "Image() @ Regular(-3)"]}}),
+        (ConstraintRelaxation, {"symmetry": "SO(3)", "layers": "net.*"}),
+        (ConstraintRelaxation, {"symmetry": "SO(3)", "layers": ["net.0", "net.2"], "schedule": "cosine", "horizon": 9}),
+        (ConstraintRelaxation, {"symmetry": "C4", "layers": {"net.0": ["Image()", "Image() @ Regular(-3)"]}}),
         (REMUL, {"symmetry": {"group": "SE(3, scale=2)", "inputs": "Point()", "outputs": "1o"}, "target": ["a", 1]}),
         (REMUL, {"symmetry": {"group": "D4", "inputs": ["Image()"], "outputs": "0e"}, "target": 1, "loss": "l1"}),
     ],

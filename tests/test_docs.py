@@ -73,8 +73,17 @@ def test_the_readme_code_runs_on_a_users_module() -> None:
     assert {"equivariance_error", "remul/task_loss", "remul/equivariance_loss"} <= set(logged)
 
 
+def blocks_of(page: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL)
+
+
+def test_the_code_of_the_page_on_measuring_runs() -> None:
+    (block,) = blocks_of("measuring.md")
+    exec(block, {})
+
+
 def test_the_code_of_the_page_on_modules_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/modules.md").read_text(), re.DOTALL)
+    blocks = blocks_of("modules.md")
     assert len(blocks) == 3
     monkeypatch.chdir(tmp_path)  # it writes a checkpoint
     quiet = "accelerator='cpu', enable_progress_bar=False, enable_model_summary=False, logger=False"

@@ -24,7 +24,11 @@ Kind = Literal["relative", "absolute", "orbit_mean", "max"]
 TOTAL = "total"
 Distance = Callable[[Tensor, Tensor], Tensor]
 
-_distances: dict[str, Distance] = {"mse": nn.functional.mse_loss, "l1": nn.functional.l1_loss}
+_distances: dict[str, Distance] = {
+    "mse": nn.functional.mse_loss,
+    "l1": nn.functional.l1_loss,
+    "cross_entropy": nn.functional.cross_entropy,  # of logits and class labels
+}
 
 
 def compare(

@@ -36,11 +36,11 @@ class ConstraintRelaxation(BranchStrategy):
     network's, and `/relaxed/equivariance_error` where a `Symmetry` is given.
 
     Args:
-        group: the group (or a `Symmetry`, or a name such as "SO(3)") that the layers are equivariant to.
+        symmetry: the group (or its name, "SO(3)", or a `Symmetry`) that the layers are equivariant to.
         layers: which layers: a glob on dotted names ("net.layers.*.update"), a type, a predicate, a list of these; or a
             dict from globs to (input, output) representations for layers that do not know theirs. Best: the linear
             maps before nonlinearities.
-        network: dotted name of the network that a `Symmetry` given as `group` is of, to measure the relaxed one.
+        network: dotted name of the network that a `Symmetry` is of, to measure the relaxed one.
         schedule: "triangle" (0 -> 1 -> 0), "linear" or "cosine" (1 -> 0), or a function of progress 0 .. 1.
         peak: largest theta.
         end: part of the run after which theta is 0.
@@ -70,7 +70,7 @@ class ConstraintRelaxation(BranchStrategy):
 
     def __init__(
         self,
-        group: Symmetry | Group | str,
+        symmetry: Symmetry | Group | str,
         layers: Layers,
         network: str = "",
         *,
@@ -91,7 +91,7 @@ class ConstraintRelaxation(BranchStrategy):
             branch=branch,
             init_scale=init_scale,
             evaluate=evaluate,
-            symmetry=group if isinstance(group, Symmetry) else None,
+            symmetry=symmetry if isinstance(symmetry, Symmetry) else None,
             network=network,
             horizon=horizon,
             name=name,
@@ -102,16 +102,16 @@ class ConstraintRelaxation(BranchStrategy):
         check_number("end (part of the run)", end, above=0, most=1)
         for key, value in (("peak", peak), ("lie_weight", lie_weight), ("norm_weight", norm_weight)):
             check_number(key, value, least=0)
-        self.group = as_group(group.group if isinstance(group, Symmetry) else group)
+        self.group = as_group(symmetry.group if isinstance(symmetry, Symmetry) else symmetry)
         self.schedule: Schedule = schedule if callable(schedule) else SCHEDULES[schedule]
         self.peak, self.end = peak, end
         self.lie_weight, self.norm_weight = lie_weight, norm_weight
 
     @classmethod
-    def published(cls, group: Symmetry | Group | str, layers: Layers, **changes: Any) -> ConstraintRelaxation:
+    def published(cls, symmetry: Symmetry | Group | str, layers: Layers, **changes: Any) -> ConstraintRelaxation:
         """The settings of the paper: a triangle to theta = 1 over the whole run, both weights 0.01."""
         settings = {"schedule": "triangle", "peak": 1.0, "end": 1.0, "lie_weight": 0.01, "norm_weight": 0.01}
-        return cls(group, layers, **{**settings, **changes})
+        return cls(symmetry, layers, **{**settings, **changes})
 
     def check_layer(self, layer: Layer) -> None:
         if self.lie_weight > 0 and (layer.inputs is None or layer.outputs is None):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import weakref
 from collections.abc import Callable, Mapping
@@ -12,7 +11,7 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
-from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_only
+from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
 from lightning_equiv.groups.checks import check_number
@@ -23,11 +22,12 @@ from lightning_equiv.groups.tree import describe, lookup
 from lightning_equiv.strategies.branch_strategy import BranchStrategy, Evaluate, container_key
 from lightning_equiv.strategies.recurrence import Recurrence, Step
 from lightning_equiv.strategies.remul import Target
+from lightning_equiv.strategies.verdict import judge, told, write
 from lightning_equiv.strategies.violation import Statistic, draw_elements, target_size
 from lightning_equiv.wiring.branch import normalised
 from lightning_equiv.wiring.layers import Layer, Layers
 from lightning_equiv.wiring.override import override
-from lightning_equiv.wiring.relaxed_layer import RelaxedLayer, replace_layers
+from lightning_equiv.wiring.relaxed_layer import RelaxedLayer, replace_layers, without_branches
 from lightning_equiv.wiring.transient import Transient
 
 
@@ -155,7 +155,7 @@ class RECM(BranchStrategy):
         moved = self.target_representation
         self.target_size = None if moved is None else target_size(moved, self.group)
         self.verdict: list[dict[str, Any]] = []
-        self._gain, self._step = gain, 0
+        self._gain, self._step, self._total_steps = gain, 0, 0
         self.recurrences: dict[str, Recurrence] = {}
         self._loaded_states: dict[str, Any] | None = None
         self._now: Step | None = None
@@ -224,7 +224,7 @@ class RECM(BranchStrategy):
         """The gain of an optimizer step; the states take up what was seen since the last."""
         if step != self._step:
             self.commit()
-        self._step = step
+        self._step, self._total_steps = step, total
         for b in self.branches:
             b.active = True
         self._gain = self.gain * min(1.0, 2 * (1 - step / total))
@@ -271,13 +271,14 @@ class RECM(BranchStrategy):
         """For `fit` begin (again) from the user's layers; for anything else wait for a checkpoint with our state."""
         if stage == "fit":
             super().setup(trainer, pl_module, stage)
-            return
         before = pl_module.on_load_checkpoint
 
         def on_load_checkpoint(checkpoint: dict[str, Any]) -> None:
             before(checkpoint)
             state = checkpoint.get("callbacks", {}).get(self.state_key)
             if state:
+                checkpoint["state_dict"] = without_branches(checkpoint["state_dict"])  # if saved after a fit
+            if state and stage != "fit":
                 self.begin_anew(pl_module)
                 self.detach()
                 self.load_state_dict(state)
@@ -308,24 +309,27 @@ class RECM(BranchStrategy):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """The verdict on every layer."""
-        self.verdict = [
-            {"layer": b.layer.name, "theta": float(b.theta), "strict": abs(float(b.theta)) < self.threshold}
-            for b in self.branches
-        ]
-        lines = [f"  {v['layer']}: theta {v['theta']:+.4f}{', strict' if v['strict'] else ''}" for v in self.verdict]
-        left = math.exp(-0.75 * self.gain * self._total(trainer))  # the product of 1 - b over the run
-        if left > 0.01:
-            lines.append(f"  {left:.0%} of the start is left in every state: train longer, or raise gain={self.gain}")
-        rank_zero_info("\n".join([f"{type(self).__name__}, relaxation of every layer:", *lines]))
+        self._conclude()
         if trainer.loggers and trainer.log_dir is not None:
-            _write(Path(trainer.log_dir) / f"{self.name}_verdict.json", self.verdict)
-        self._saved = self.state_dict()
+            write(Path(trainer.log_dir) / f"{self.name}_verdict.json", self.verdict)
+
+    def _conclude(self) -> None:
+        self.verdict = judge(self.branches, self.threshold)
+        rank_zero_info(told(type(self).__name__, self.verdict, self.gain, self._total_steps))
+        self._saved = self.own_state()
+
+    def finish(self, module: L.LightningModule) -> None:
+        """The verdict after a training without a Trainer; what is above the threshold stays as modules."""
+        self.commit()
+        self._conclude()
+        self.detach()
+        self._finalize(module)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Detach; what is left of a training that came to its end stays as modules."""
         finished = self._undo is not None and (stage != "fit" or self._saved is not None)
         if finished:
-            self._saved = self.state_dict()
+            self._saved = self.own_state()
         super().teardown(trainer, pl_module, stage)
         if finished:
             self._finalize(pl_module)
@@ -345,14 +349,14 @@ class RECM(BranchStrategy):
         if put_back is not None:
             put_back()
         if saved is not None:
-            self.load_state_dict(saved)
+            self.load_own_state(saved)
 
     def restore(self, module: L.LightningModule, checkpoint: Mapping[str, Any]) -> None:
         """Weights and relaxed layers of a checkpoint, without a Trainer.
 
         Args:
             module: as it was before training.
-            checkpoint: `torch.load(path)` of a file that Lightning wrote while this strategy trained.
+            checkpoint: `torch.load(path)` of a file that a Trainer with this strategy wrote, during `fit` or after.
 
         Raises:
             ValueError: the checkpoint holds no state of a strategy of this name.
@@ -363,17 +367,18 @@ class RECM(BranchStrategy):
                 f"expected a checkpoint with the state of {self.state_key}, got one with "
                 f"{sorted(checkpoint.get('callbacks', {}))}"
             )
-        module.load_state_dict(checkpoint["state_dict"])
+        self.begin_anew(module)
+        module.load_state_dict(without_branches(checkpoint["state_dict"]))
         self.load_state_dict(state)
         self.attach(module)
-        self._saved = self.state_dict()
+        self._saved = self.own_state()
         self.detach()
         self._finalize(module)
 
     def own_state(self) -> dict[str, Any]:
-        """The branches' weights, u, w, and the state of every layer."""
+        """The branches' weights, u, w, and the state of every layer; after a training those of its end."""
         if self._container is None:
-            return {}
+            return self._saved or {}
         layers = {name: recurrence.state() for name, recurrence in self.recurrences.items()}
         return {**super().own_state(), "layers": layers, "step": self._step}
 
@@ -383,9 +388,3 @@ class RECM(BranchStrategy):
         self._loaded_states, self._step = state["layers"], state["step"]
         if self._container is not None:
             self._load_states(self._loaded_states)
-
-
-@rank_zero_only
-def _write(path: Path, verdict: list[dict[str, Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(verdict, indent=1))

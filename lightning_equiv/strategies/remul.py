@@ -47,7 +47,8 @@ class REMUL(Strategy):
         balance: "constant" or "gradnorm".
         target: where the label is: a key, an index or a path of these into the batch ("y", 1, ["labels", "y"]), or a
             callable from the batch. None anchors on the prediction.
-        loss: l: "mse", "l1", or a callable (prediction, target) -> scalar; summed over the tensors of nested outputs.
+        loss: l: "mse", "l1", "cross_entropy" (logits against class labels, with `target`), or a callable (prediction,
+            target) -> scalar; summed over the tensors of nested outputs.
         num_samples: group elements for each input, folded into one call of the network.
         detach_target: no gradient through the side g f(x) of the prediction-anchored loss.
         freeze_stochastic: the second pass draws no dropout and leaves batch-norm statistics alone.
@@ -83,7 +84,7 @@ class REMUL(Strategy):
         weight: float = 1.0,
         balance: Literal["constant", "gradnorm"] = "constant",
         target: Target | None = None,
-        loss: Literal["mse", "l1"] | Distance = "mse",
+        loss: Literal["mse", "l1", "cross_entropy"] | Distance = "mse",
         num_samples: int = 1,
         detach_target: bool = False,
         freeze_stochastic: bool = True,
@@ -101,7 +102,9 @@ class REMUL(Strategy):
             check_number(key, value, least=0)
         self.symmetry, self.network, self.weight, self.balance = as_symmetry(symmetry), network, weight, balance
         self.target, self.num_samples, self.detach_target = target, num_samples, detach_target
-        self.distance = as_distance(loss)
+        self.distance, self.of_classes = as_distance(loss), loss == "cross_entropy"
+        if self.of_classes and target is None:
+            raise ValueError("loss='cross_entropy' expects class labels: say `target`, or loss='mse' between logits")
         self.freeze_stochastic, self.last_layer = freeze_stochastic, last_layer
         self.gradnorm_gamma, self.gradnorm_lr = gradnorm_gamma, gradnorm_lr
         self.works_sharded = balance == "constant"  # GradNorm looks at the last weights
@@ -176,10 +179,11 @@ class REMUL(Strategy):
         assert self.target is not None
         labels = self.target(batch) if callable(self.target) else lookup(batch, self.target)
         for prediction, label in leaf_pairs(self.symmetry.outputs, output, labels):
-            if prediction.shape != label.shape:
+            if prediction.shape != label.shape and not self.of_classes:
                 raise ValueError(
                     f"target={self.target!r} holds {describe(label)}, but the network returned {describe(prediction)}: "
-                    "expected equal shapes; a callable can reshape, e.g. target=lambda batch: batch['y'][:, None]"
+                    "expected equal shapes; for class labels write loss='cross_entropy', for others a callable can "
+                    "reshape, e.g. target=lambda batch: batch['y'][:, None]"
                 )
         return labels
 

@@ -95,6 +95,10 @@ class Strategy(L.Callback):
         self._place = (0, step, self._count) if again else (0, step)
         self.progress(step, total)
 
+    def finish(self, module: L.LightningModule) -> None:
+        """Detach after a training without a Trainer that came to its end; RECM leaves what it keeps."""
+        self.detach()
+
     def progress(self, step: int, total: int) -> None:
         """Set what depends on how much of the run is over: what a strategy with a schedule writes."""
 

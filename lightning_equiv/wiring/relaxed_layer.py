@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -71,3 +71,18 @@ def replace_layers(module: nn.Module, branches: list[Branch]) -> Callable[[], No
         places.clear()
 
     return put_back
+
+
+def without_branches(state: Mapping[str, Any]) -> dict[str, Any]:
+    """A state dict under the keys of the user's layers, where some of them were relaxed when it was saved."""
+    places = [key.removesuffix("theta") for key in state if key.endswith(".theta")]
+    places = [place for place in places if any(key.startswith(f"{place}branch.") for key in state)]
+    plain: dict[str, Any] = {}
+    for key, value in state.items():
+        place = next((place for place in places if key.startswith(place)), "")
+        inner = key.removeprefix(place)
+        if not place:
+            plain[key] = value
+        elif inner.startswith("layer."):
+            plain[place + inner.removeprefix("layer.")] = value
+    return plain

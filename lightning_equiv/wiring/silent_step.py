@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor
 from torchmetrics import Metric
 
@@ -32,12 +32,16 @@ def silent_validation_step(
         for name, value in values.items():
             log(name, value)
 
-    known = {"batch_idx": batch_idx, "dataloader_idx": dataloader_idx}
-    parameters = inspect.signature(module.validation_step).parameters
+    # by position and as many as Lightning passes
+    args: tuple[Any, ...] = (batch,)
+    if is_param_in_hook_signature(module.validation_step, "batch_idx", min_args=2):
+        args += (batch_idx,)
+    if len(module.trainer.num_val_batches) > 1:
+        args += (dataloader_idx,)
     with ExitStack() as undo, _metrics_kept(module):
         undo.callback(override(module, "log", log))
         undo.callback(override(module, "log_dict", log_dict))
-        module.validation_step(batch, **{name: value for name, value in known.items() if name in parameters})
+        module.validation_step(*args)
     return seen
 
 

@@ -525,6 +525,19 @@ def test_layers_that_return_no_tensor_or_are_scripted() -> None:
         trainer(ConstraintRelaxation("SO(3)", {"net.0": ("1o", "1o")})).fit(module, loader())
 
 
+@pytest.mark.parametrize("loaders", [1, 2])
+def test_a_validation_step_with_arguments_of_any_name(loaders: int) -> None:
+    class Named(Equivariant):
+        def validation_step(self, batch: Any, i: int, dataloader_idx: int = 0) -> None:
+            self.log(f"val_{i >= 0}_{dataloader_idx}", mse(self.net(batch[0]), batch[1]), add_dataloader_idx=False)
+
+    strategy = ConstraintRelaxation("SO(3)", "net.*", evaluate="both")
+    run = trainer(strategy)
+    run.fit(Named(), loader(), [loader()] * loaders)
+    for which in range(loaders):
+        assert f"constraint_relaxation/relaxed/val_True_{which}" in run.callback_metrics
+
+
 def test_a_sequence_whose_layers_have_names() -> None:
     named = [("first", nn.Linear(3, 16)), ("act", nn.Tanh()), ("last", nn.Linear(16, 3))]
     module = Plain(nn.Sequential(OrderedDict(named)))

@@ -46,10 +46,10 @@ from lightning_equiv.strategies.violation import (
     target_rows,
     violation,
 )
-from lightning_equiv.wiring.relaxed_layer import RelaxedLayer
+from lightning_equiv.wiring.relaxed_layer import RelaxedLayer, without_branches
 from tests.strategies.recm_by_hand import make_recm
 from tests.strategies.relaxed_by_hand import LAYERS
-from tests.strategies.toys import SYMMETRY, Plain, loader, snapshot, trainer, weights
+from tests.strategies.toys import SYMMETRY, Plain, loader, make_net, snapshot, trainer, weights
 
 mse = nn.functional.mse_loss
 IRREPS = "2x0e+1x0o+3x1o+1x1e+2x2e"
@@ -999,3 +999,46 @@ def test_one_bad_batch_does_not_stay_in_the_state() -> None:
     assert all(torch.isfinite(h).all() for hs in states for h in hs)
     assert torch.equal(states[2][0], states[1][0])
     assert not torch.equal(states[3][0], states[2][0])
+
+
+# ---- after a fit, and without a Trainer ------------------------------------------------------------------------------
+def test_a_checkpoint_that_is_saved_after_a_fit(tmp_path: Path) -> None:
+    module, strategy = Plain(), make_recm(finalize="keep", gain=0.05)
+    run, path = trainer(strategy, max_epochs=2), tmp_path / "after.ckpt"
+    run.fit(module, loader())
+    assert type(module.net[0]) is RelaxedLayer
+    run.save_checkpoint(path)
+    expected = error_of(module.net)
+    for again in (Plain(), module):  # a fresh module, and the one that was trained
+        (strategy if again is module else make_recm(finalize="keep", gain=0.05)).restore(again, torch.load(path))
+        assert type(again.net[0]) is RelaxedLayer
+        assert error_of(again.net) == pytest.approx(expected, rel=1e-5)
+    other = Plain()
+    trainer(make_recm(finalize="keep", gain=0.05)).validate(other, loader(batch_size=22), ckpt_path=path, verbose=False)
+    assert error_of(other.net) == pytest.approx(expected, rel=1e-5)
+    on = Plain()
+    trainer(make_recm(finalize="keep", gain=0.05), max_epochs=3).fit(on, loader(), ckpt_path=path)
+    assert not torch.equal(weights(on), weights(other))
+    assert type(on.net[0]) is RelaxedLayer
+
+
+def test_a_loop_without_a_trainer_keeps_what_was_learned() -> None:
+    module, strategy = Plain(), make_recm(finalize="keep")
+    strategy.attach(module)
+    optimizer, x = module.configure_optimizers(), loader().dataset.x
+    module.log = lambda *_, **__: None  # type: ignore[method-assign]
+    for step, batch in enumerate(loader()):
+        strategy.update(step, 6)
+        optimizer.zero_grad()
+        module.training_step(batch, step).backward()
+        optimizer.step()
+    strategy.finish(module)
+    assert [v["strict"] for v in strategy.verdict] == [False, False]
+    assert type(module.net[0]) is type(module.net[2]) is RelaxedLayer
+    strict = make_net()
+    strict.load_state_dict(without_branches(module.net.state_dict()))
+    assert (module.net(x) - strict(x)).abs().max() > 1e-3
+    strategy.detach()  # nothing more
+    run = Plain()
+    trainer(make_recm(finalize="keep")).fit(run, loader())
+    torch.testing.assert_close(module.net(x), run.net(x), rtol=1e-4, atol=1e-5)

@@ -401,3 +401,29 @@ def test_augmentation_needs_to_know_the_batch() -> None:
         GroupAugmentation(Symmetry("SO(3)", "1o", "1o"))
     with pytest.raises(ValueError, match=r"'1'.*not named by the symmetry's `batch`"):
         trainer(GroupAugmentation(Symmetry("SO(3)", "1o", "1o", batch=("1o",)))).fit(Plain(), loader())
+
+
+def test_class_labels() -> None:
+    classes = Symmetry("SO(3)", inputs="1o", outputs="Invariant()")
+
+    class Classifies(Plain):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+    class ByHand(Classifies):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            x, labels = batch
+            R = rotations(len(x), "REMUL", "remul", 0, 0, (self.current_epoch, batch_idx)).to(x)
+            moved = nn.functional.cross_entropy(self.net((R @ x[..., None])[..., 0]), labels)
+            return super().training_step(batch, batch_idx) + 2.0 * moved
+
+    rows = torch.utils.data.TensorDataset(loader().dataset.x, loader().dataset.x.argmax(-1))
+    ours, twin = Classifies(), ByHand()
+    strategy = REMUL(classes, "net", weight=2.0, target=1, loss="cross_entropy")
+    trainer(strategy).fit(ours, torch.utils.data.DataLoader(rows, 4))
+    trainer().fit(twin, torch.utils.data.DataLoader(rows, 4))
+    torch.testing.assert_close(weights(ours), weights(twin))
+    with pytest.raises(ValueError, match="expects class labels: say `target`"):
+        REMUL(classes, "net", loss="cross_entropy")
+    with pytest.raises(ValueError, match="for class labels write loss='cross_entropy'"):
+        trainer(REMUL(classes, "net", target=1)).fit(Classifies(), torch.utils.data.DataLoader(rows, 4))
