@@ -45,7 +45,8 @@ class BranchStrategy(Strategy):
         layers: which layers, see `wiring.layers.find_layers`.
         branch: "linear" (a convolution beside a convolution) or "mlp".
         init_scale: size of n(x) over that of x at the start.
-        evaluate: "projected" validates the network without branches, "relaxed" the one with; "both" validates the
+        evaluate: "projected" validates the network without branches, "relaxed" the one with; "both" runs the step twice
+            more (what it appends to lists of its own is there three times), validates the
             projected one and logs what the relaxed one would have logged under `name`/relaxed/..., the difference
             under `name`/projection_gap/...
         symmetry: with "both", the relaxed network's equivariance error is measured under it; None does not.
@@ -80,7 +81,7 @@ class BranchStrategy(Strategy):
         check_number("horizon", horizon, least=1, whole=True, optional=True)
         self.layers, self.branch, self.init_scale = layers, branch, init_scale
         self.evaluate, self.horizon, self.network = evaluate, horizon, network
-        self.metric = None if symmetry is None else EquivarianceError(symmetry, num_samples=4)
+        self.metric = None if symmetry is None else EquivarianceError(symmetry, num_samples=4, needs_grad=True)
         self._sums: dict[str, Tensor] = {}
         self._validated = 0
         self.branches: list[Branch] = []
@@ -132,7 +133,7 @@ class BranchStrategy(Strategy):
                 f"the branches of a strategy named {self.name!r} hang there already: name the second one otherwise"
             )
         setattr(owner, place, container)
-        self._container = container
+        self._container, self._broken_off = container, {}
         undo.callback(self._forget, owner, place)
         if self._loaded is not None:
             container.load_own_state(self._loaded)
@@ -145,6 +146,8 @@ class BranchStrategy(Strategy):
 
     def _forget(self, owner: nn.Module, place: str) -> None:
         delattr(owner, place)
+        for b in self.branches:
+            b.active = False
         never = [b.layer.name for b in self.branches if not b.ever_ran]
         if never and any(b.ever_ran for b in self.branches):
             rank_zero_warn(f"{type(self).__name__}: these layers never ran while training: {never}")
@@ -278,7 +281,7 @@ class BranchStrategy(Strategy):
 
     def own_state(self) -> dict[str, Any]:
         """The branches' weights."""
-        return {} if self._container is None else {"branches": self._container.own_state()}
+        return self._broken_off if self._container is None else {"branches": self._container.own_state()}
 
     def load_own_state(self, state: dict[str, Any]) -> None:
         """Branches from a checkpoint; kept for the attachment if that comes later."""

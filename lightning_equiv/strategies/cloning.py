@@ -27,6 +27,7 @@ from lightning_equiv.strategies.cloning_inputs import (
 from lightning_equiv.wiring.network import find_network
 from lightning_equiv.wiring.transient import CONTAINER, own_parameters
 
+_PLAIN = (bool, int, float, str, tuple)  # attributes that tell one teacher from another with the same weights
 CHECK_EVERY = 50  # steps between two looks at the held-out error
 
 
@@ -178,7 +179,8 @@ def fingerprint(teacher: nn.Module, student: nn.Module, settings: Settings, inpu
     for name, tensor in teacher.state_dict().items():
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-    digest.update(repr((teacher, getattr(teacher, "num_weights", 0), settings, inputs)).encode())
+    plain = [(n, k, v) for n, m in teacher.named_modules() for k, v in vars(m).items() if isinstance(v, _PLAIN)]
+    digest.update(repr((teacher, plain, getattr(teacher, "num_weights", 0), settings, inputs)).encode())
     modules = [(n, type(m).__name__, m.extra_repr()) for n, m in student.named_modules() if CONTAINER not in n]
     digest.update(repr((modules, [tuple(p.shape) for p in own_parameters(student).values()])).encode())
     return digest.hexdigest()

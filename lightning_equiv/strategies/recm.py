@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
+from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
@@ -22,7 +23,7 @@ from lightning_equiv.groups.tree import describe, lookup
 from lightning_equiv.strategies.branch_strategy import BranchStrategy, Evaluate, container_key
 from lightning_equiv.strategies.recurrence import Recurrence, Step
 from lightning_equiv.strategies.remul import Target
-from lightning_equiv.strategies.verdict import judge, told, write
+from lightning_equiv.strategies.verdict import judge, strict, told, write
 from lightning_equiv.strategies.violation import Statistic, draw_elements, target_size
 from lightning_equiv.wiring.branch import normalised
 from lightning_equiv.wiring.layers import Layer, Layers
@@ -227,7 +228,7 @@ class RECM(BranchStrategy):
         self._step, self._total_steps = step, total
         for b in self.branches:
             b.active = True
-        self._gain = self.gain * min(1.0, 2 * (1 - step / total))
+        self._gain = self.gain * min(1.0, max(0.0, 2 * (1 - step / total)))
 
     def commit(self) -> None:
         """H <- (1 - b) h + b s, once for every optimizer step."""
@@ -250,6 +251,10 @@ class RECM(BranchStrategy):
         self._now = Step(self._gain, None if self.target is None else self._target(batch), elements)
         super()._ready(batch)
 
+    def _done(self) -> None:
+        super()._done()
+        self._now = None
+
     def _target(self, batch: Any) -> Tensor:
         assert self.target is not None
         y = self.target(batch) if callable(self.target) else lookup(batch, self.target)
@@ -270,20 +275,25 @@ class RECM(BranchStrategy):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """For `fit` begin (again) from the user's layers; for anything else wait for a checkpoint with our state."""
         if stage == "fit":
+            if self.finalize == "keep" and isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
+                raise RuntimeError(
+                    f"{type(self).__name__}: processes that are forked or spawned bring back weights under the "
+                    "module's own keys only: expected finalize='drop' there, or strategy='ddp'"
+                )
             super().setup(trainer, pl_module, stage)
         before = pl_module.on_load_checkpoint
 
         def on_load_checkpoint(checkpoint: dict[str, Any]) -> None:
             before(checkpoint)
-            state = checkpoint.get("callbacks", {}).get(self.state_key)
-            if state:
-                checkpoint["state_dict"] = without_branches(checkpoint["state_dict"])  # if saved after a fit
-            if state and stage != "fit":
+            checkpoint["state_dict"] = without_branches(checkpoint["state_dict"])  # if saved after a fit
+            if stage != "fit":
                 self.begin_anew(pl_module)
                 self.detach()
-                self.load_state_dict(state)
-                self.attach(pl_module)
-                self._project()
+                state = checkpoint.get("callbacks", {}).get(self.state_key)
+                if state:
+                    self.load_state_dict(state)
+                    self.attach(pl_module)
+                    self._project()
 
         self._temporary.callback(override(pl_module, "on_load_checkpoint", on_load_checkpoint))
 
@@ -305,7 +315,7 @@ class RECM(BranchStrategy):
 
     def _project(self) -> None:
         for b in self.branches:
-            b.active = abs(float(b.theta)) >= self.threshold
+            b.active = not strict(b, self.threshold)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """The verdict on every layer."""
@@ -336,7 +346,7 @@ class RECM(BranchStrategy):
 
     def _finalize(self, module: L.LightningModule) -> None:
         self._finished = weakref.ref(module)
-        kept = [b for b in self.branches if abs(float(b.theta)) >= self.threshold]
+        kept = [b for b in self.branches if not strict(b, self.threshold)]
         if self.finalize == "keep" and kept:
             self._put_back = replace_layers(module, kept)
 
@@ -378,7 +388,7 @@ class RECM(BranchStrategy):
     def own_state(self) -> dict[str, Any]:
         """The branches' weights, u, w, and the state of every layer; after a training those of its end."""
         if self._container is None:
-            return self._saved or {}
+            return self._saved or self._broken_off
         layers = {name: recurrence.state() for name, recurrence in self.recurrences.items()}
         return {**super().own_state(), "layers": layers, "step": self._step}
 

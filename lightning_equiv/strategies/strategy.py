@@ -51,6 +51,7 @@ class Strategy(L.Callback):
         self._temporary = ExitStack()  # what a later hook of the Trainer, or detach, takes back
         self._place: tuple[int, ...] | None = None
         self._count = 0
+        self._broken_off: dict[str, Any] = {}  # the state when a run was broken off
 
     @abstractmethod
     def take_hold(self, module: L.LightningModule, undo: ExitStack) -> None:
@@ -187,7 +188,8 @@ class Strategy(L.Callback):
         self._place = (trainer.current_epoch, batch_idx)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Detach."""
+        """Detach; a checkpoint that another callback writes now has the state of this moment."""
+        self._broken_off = self.own_state()
         self.detach()
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:

@@ -16,9 +16,12 @@ Verdict = list[dict[str, Any]]
 
 def judge(branches: list[Branch], threshold: float) -> Verdict:
     """For every layer its theta, and whether it is strict: |theta| < threshold."""
-    return [
-        {"layer": b.layer.name, "theta": float(b.theta), "strict": abs(float(b.theta)) < threshold} for b in branches
-    ]
+    return [{"layer": b.layer.name, "theta": float(b.theta), "strict": strict(b, threshold)} for b in branches]
+
+
+def strict(branch: Branch, threshold: float) -> bool:
+    """Whether a layer is left without its branch."""
+    return abs(float(branch.theta)) < threshold
 
 
 def told(who: str, verdict: Verdict, gain: float, steps: int) -> str:

@@ -197,9 +197,9 @@ def branches_off() -> Iterator[None]:
 def hang(branch: Branch) -> Callable[[], None]:
     """Let the layer's output be f(x) + theta n(x) from now on; the function returned takes the branch away."""
 
-    def relax(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        if _off or not (branch.active or branch.listening):
-            return None
+    def relax(called: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        if _off or not (branch.active or branch.listening) or called is not branch.layer.module:
+            return None  # a copy of the layer has the hook, too
         x, f_x = tensors(branch.layer, args, kwargs, output)
         if branch.listening:
             branch.calls += 1

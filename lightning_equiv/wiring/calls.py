@@ -31,8 +31,8 @@ class CallRecorder:
         self._active = False
         _recorders.add(self)
 
-        def remember(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            if self._active:
+        def remember(called: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            if self._active and called is network:  # not a copy of it, which has the hook, too
                 self._calls.append((args, kwargs, output))  # a plain tuple: torch.compile traces this hook
 
         self.remove: Callable[[], None] = network.register_forward_hook(remember, with_kwargs=True).remove

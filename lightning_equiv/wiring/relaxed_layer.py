@@ -40,6 +40,7 @@ class RelaxedLayer(nn.Module):
         self.branch = branch.network
         self.register_buffer("theta", branch.theta.detach().clone().to(next(branch.network.parameters())))
         self._geometry = Branch(replace(branch.layer, inputs=None, outputs=None), branch.network)
+        self.register_forward_hook(_nothing)  # or torch's fused Transformer layers read the weights and pass it by
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """f(x) + theta n(x) of the first tensor x."""
@@ -52,6 +53,10 @@ class RelaxedLayer(nn.Module):
             return super().__getattr__(name)
         except AttributeError:
             return getattr(super().__getattr__("layer"), name)
+
+
+def _nothing(*_: Any) -> None:
+    """A hook that does nothing."""
 
 
 def replace_layers(module: nn.Module, branches: list[Branch]) -> Callable[[], None]:

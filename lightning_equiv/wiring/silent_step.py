@@ -28,8 +28,8 @@ def silent_validation_step(
         if not isinstance(value, Metric):
             seen[name] = torch.as_tensor(value, device=module.device).detach()
 
-    def log_dict(values: dict[str, Any], *_: Any, **__: Any) -> None:
-        for name, value in values.items():
+    def log_dict(dictionary: dict[str, Any], *_: Any, **__: Any) -> None:
+        for name, value in dictionary.items():
             log(name, value)
 
     # by position and as many as Lightning passes

@@ -1,0 +1,223 @@
+"""Whole trainings as users write them: the networks and data of the examples, ready modules, other callbacks."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from e3nn import nn as enn
+from e3nn import o3
+from lightning.pytorch.callbacks import Checkpoint, EMAWeightAveraging, LambdaCallback, ModelCheckpoint
+from networks.e3nn_message_passing import E3nnMessagePassing
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from lightning_equiv import (
+    RECM,
+    REMUL,
+    ConstraintRelaxation,
+    EquivarianceMonitor,
+    GroupAugmentation,
+    Invariant,
+    RegressionModule,
+    Symmetry,
+    SymmetryCloning,
+)
+from lightning_equiv.datasets import ChargedDataModule
+from lightning_equiv.datasets.in_memory import ResumableLoader
+from tests.strategies.toys import SYMMETRY, Plain, Rows, loader, make_net, trainer, weights
+
+INPUTS = {"charges": Invariant(), "positions": "1o", "velocities": "1o"}
+Make = Callable[[], Any]
+CHARGED = Symmetry("O(3)", inputs=INPUTS, outputs="1o", batch={**INPUTS, "targets": "1o"})
+UPDATES, TOY = "net.layers.*.update", {"net.0": ("1o", "16x0e"), "net.2": ("16x0e", "1o")}
+
+
+def fault(reason: str) -> Any:
+    return pytest.mark.xfail(strict=True, reason=reason)
+
+
+def e3nn(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return E3nnMessagePassing("4x0e+4x1o", 1)
+
+
+def relax(**settings: Any) -> ConstraintRelaxation:
+    return ConstraintRelaxation("SO(3)", TOY, schedule="linear", end=1.0, **settings)
+
+
+def recm(**settings: Any) -> RECM:
+    return RECM(SYMMETRY, TOY, target=1, gain=0.1, **settings)
+
+
+def fit(module: L.LightningModule, *callbacks: L.Callback, ckpt_path: Any = None, **options: Any) -> L.Trainer:
+    saves = any(isinstance(callback, Checkpoint) for callback in callbacks)
+    run = trainer(*callbacks, **{"max_epochs": 3, "enable_checkpointing": saves, **options})
+    run.fit(module, ResumableLoader(Rows(), 4), ckpt_path=ckpt_path)
+    return run
+
+
+def assert_resumes(folder: Path, step: int, make: Make, **options: Any) -> None:
+    modules = Plain(), Plain()
+    for module, ckpt_path in zip(modules, (None, folder / f"step={step}.ckpt"), strict=True):
+        save = ModelCheckpoint(folder, filename="{step}", save_top_k=-1, every_n_train_steps=1)
+        fit(module, *make(), save, ckpt_path=ckpt_path, **options)
+    assert torch.equal(weights(modules[0]), weights(modules[1]))
+
+
+STRATEGIES: dict[str, Make] = {
+    "recm": lambda: [RECM(CHARGED, UPDATES, "net", target="targets", gain=0.1), GroupAugmentation(CHARGED)],
+    "both": lambda: [ConstraintRelaxation(CHARGED, UPDATES, "net", evaluate="both"), REMUL(CHARGED, "net")],
+    "gradnorm": lambda: [REMUL(CHARGED, "net", balance="gradnorm", target="targets", last_layer="layers.0.out")],
+    "cloning": lambda: [
+        SymmetryCloning(e3nn(1), "net", inputs=[*INPUTS], mode="anneal", tolerance=2.0, steps=50, weight=1.0)
+    ],
+}
+OPTIONS: list[dict[str, Any]] = [
+    {"steps_per_epoch": 4, "check_val_every_n_epoch": 2, "gradient_clip_val": 0.1},
+    {"val_check_interval": 0.5, "precision": "bf16-mixed", "accumulate_grad_batches": 2},
+]
+
+
+def fit_charged(folder: Path, name: str, ckpt_path: Path | None = None, **options: Any) -> RegressionModule:
+    length = options.pop("steps_per_epoch", None)
+    data = ChargedDataModule(train_size=22, val_size=9, batch_size=4, steps_per_epoch=length)
+    module = RegressionModule(e3nn(), target="targets", lr=1e-2, symmetry=CHARGED)
+    save = ModelCheckpoint(folder, filename="{step}", save_top_k=-1, every_n_train_steps=1)
+    run = trainer(*STRATEGIES[name](), save, enable_checkpointing=True, max_epochs=3, **options)
+    run.fit(module, data, ckpt_path=ckpt_path)
+    return module
+
+
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: next(iter(options)))
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_resumes_bit_for_bit(name: str, options: dict[str, Any], tmp_path: Path) -> None:
+    whole = fit_charged(tmp_path, name, **options)
+    for step in (3, 4, 6):  # in the middle of an epoch, or at its end
+        again = fit_charged(tmp_path, name, tmp_path / f"step={step}.ckpt", **options)
+        assert torch.equal(weights(again), weights(whole))
+
+
+class Forces(nn.Sequential):
+    """Minus the gradient of an energy."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x if x.requires_grad else x.detach().requires_grad_()
+        return -torch.autograd.grad(super().forward(x).sum(), x, create_graph=self.training)[0]
+
+
+class ForceModule(Plain):
+    validation_step = torch.enable_grad()(Plain.validation_step)
+
+
+ENERGY = {"net.0": ("1o", "16x0e"), "net.2": ("16x0e", "0e")}
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: REMUL(SYMMETRY, "net", balance="gradnorm"),
+        lambda: RECM(SYMMETRY, ENERGY, "net", target=1),
+        lambda: ConstraintRelaxation("SO(3)", ENERGY, evaluate="both"),
+        lambda: ConstraintRelaxation(SYMMETRY, ENERGY, "net", evaluate="both"),
+    ],
+)
+def test_a_network_that_differentiates_inside(make: Make) -> None:
+    module = ForceModule(Forces(*make_net()[:2], nn.Linear(16, 1)))
+    monitor = EquivarianceMonitor(SYMMETRY, "net", needs_grad=True)
+    before = weights(module)
+    run = trainer(make(), monitor, inference_mode=False)
+    run.fit(module, loader(), loader())
+    assert not torch.equal(weights(module)[: len(before)], before)
+    assert run.callback_metrics["equivariance_error"] > 0
+
+
+# ---- what users do besides; xfail: known limits, see docs/contract.md ------------------------------------------------
+def test_recm_that_keeps_is_refused_in_forked_processes() -> None:
+    with pytest.raises(RuntimeError, match=r"expected finalize='drop' there, or strategy='ddp'"):
+        recm().setup(trainer(recm(), devices=2, strategy="ddp_fork"), Plain(), "fit")
+
+
+@pytest.mark.parametrize("make", [relax, recm])
+def test_a_copy_of_the_network_is_the_users(make: Make) -> None:
+    class Target(Plain):
+        def on_train_start(self) -> None:
+            self.target = [copy.deepcopy(self.net)]
+
+    module = Target()
+    trainer(make()).fit(module, loader())
+    assert torch.equal(module.target[0](Rows().x), make_net()(Rows().x))
+
+
+@pytest.mark.parametrize("make", [relax, recm])
+def test_resumes_from_a_checkpoint_of_an_exception(make: Make, tmp_path: Path) -> None:
+    def breaks(run: L.Trainer, *_: Any) -> None:
+        if run.global_step == 9:
+            raise KeyError
+
+    path, whole, broken, resumed = tmp_path / "last.ckpt", Plain(), Plain(), Plain()
+    fit(whole, make())
+    # as ModelCheckpoint(save_on_exception=True) does it
+    saves = LambdaCallback(on_train_batch_end=breaks, on_exception=lambda run, *_: run.save_checkpoint(path))
+    with pytest.raises(KeyError):
+        fit(broken, make(), saves)
+    fit(resumed, make(), ckpt_path=path)
+    assert torch.equal(weights(resumed), weights(whole))
+
+
+@fault("the average of the branches is in no checkpoint")
+def test_recm_under_weight_averaging_resumes(tmp_path: Path) -> None:
+    assert_resumes(tmp_path, 10, lambda: [recm(), EMAWeightAveraging(decay=0.9)])
+
+
+def test_recm_and_checkpoints_of_weights_only(tmp_path: Path) -> None:
+    module, save = Plain(), ModelCheckpoint(tmp_path, save_weights_only=True)
+    run = fit(module, recm(), save)
+    run.validate(module, loader(), ckpt_path=save.best_model_path, verbose=False)
+
+
+def test_recm_beyond_its_horizon() -> None:
+    module = Plain()
+    fit(module, recm(horizon=6), max_epochs=10)
+    assert torch.isfinite(weights(module)).all()
+
+
+def test_remul_of_an_equivariant_network_with_e3nn_batch_norm() -> None:
+    net = nn.Sequential(o3.Linear("1x1o", "1x1o"), enn.BatchNorm("1x1o"))
+    run = fit(Plain(net), REMUL(SYMMETRY, "net"), max_epochs=1)
+    assert run.callback_metrics["remul/equivariance_loss"] < 1e-6
+
+
+class Rerun(nn.Sequential):
+    def forward(self, x: Tensor) -> Tensor:
+        return checkpoint(super().forward, x, use_reentrant=False)
+
+
+@fault("what is run again in backward is not what ran: theta without its gradient; dropout that had been frozen")
+@pytest.mark.parametrize("make", [recm, lambda: REMUL(SYMMETRY, "net")])
+def test_gradient_checkpointing(make: Make) -> None:
+    plain, checkpointed = (
+        Plain(kind(*make_net(), nn.Dropout(0.2), nn.Linear(3, 3))) for kind in (nn.Sequential, Rerun)
+    )
+    checkpointed.load_state_dict(plain.state_dict())
+    for module in (plain, checkpointed):
+        torch.manual_seed(0)
+        fit(module, make())
+    torch.testing.assert_close(weights(checkpointed), weights(plain))
+
+
+@fault("a compiled backward gives its buffers away, and GradNorm keeps the graph")
+def test_gradnorm_of_a_compiled_network() -> None:
+    torch._dynamo.reset()
+    fit(Plain(torch.compile(make_net(), backend="aot_eager")), REMUL(SYMMETRY, "net", balance="gradnorm"))
+
+
+@fault("a sampler without epochs seems to be in the epoch that ended")
+def test_a_part_of_an_ordered_data_set_resumes(tmp_path: Path) -> None:
+    assert_resumes(tmp_path, 6, list, limit_train_batches=3)
