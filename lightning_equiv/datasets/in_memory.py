@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import lightning as L
 import torch
@@ -147,7 +148,7 @@ class ResumableLoader(DataLoader[Samples]):
     """A loader that Lightning can restore in mid-epoch: the batches already seen are passed over."""
 
     _seen = 0
-    _loaded: dict[str, int | None] | None = None
+    _loaded: dict[str, Any] | None = None
 
     @property
     def _epoch(self) -> int | None:
@@ -155,17 +156,17 @@ class ResumableLoader(DataLoader[Samples]):
 
     def __iter__(self) -> Iterator[Samples]:  # type: ignore[override]
         loaded, self._loaded = self._loaded, None
-        same_epoch = loaded is not None and loaded["epoch"] == self._epoch  # else that epoch had come to its end
-        skipped = loaded["seen"] or 0 if loaded is not None and same_epoch else 0
+        # of another epoch than this: that one had come to its end
+        skipped = loaded["seen"] if loaded is not None and loaded["epoch"] == self._epoch else 0
         for i, batch in enumerate(super().__iter__()):
             if i >= skipped:
                 self._seen = i + 1
                 yield batch
 
-    def state_dict(self) -> dict[str, int | None]:
+    def state_dict(self) -> dict[str, Any]:
         return {"seen": self._seen % len(self), "epoch": self._epoch}
 
-    def load_state_dict(self, state: dict[str, int | None]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         self._loaded = state
 
 

@@ -65,11 +65,11 @@ class SymmetryMixin(L.LightningModule):
         own = [*self.strategies, self._symmetry_monitor]
         theirs: list[L.Callback] = []
         if trainer is not None:  # what the module that it had before has brought is not its own
-            others = [c for c in getattr(trainer, _BROUGHT, ()) if not any(c is mine for mine in own)]
-            theirs = trainer.callbacks = [c for c in trainer.callbacks if not any(c is other for other in others)]
-        kinds = {type(strategy).__name__: strategy for strategy in self.strategies}
+            others = [c for c in getattr(trainer, _BROUGHT, ()) if c not in own]
+            theirs = trainer.callbacks = [c for c in trainer.callbacks if c not in others]
+        kinds = {type(strategy).__name__ for strategy in self.strategies}
         for callback in theirs:
-            if type(callback).__name__ in kinds and not any(callback is mine for mine in own):
+            if type(callback).__name__ in kinds and callback not in own:
                 raise ValueError(
                     f"a {type(callback).__name__} is in the Trainer's callbacks and in `strategies` of "
                     f"{type(self).__name__}: expected each kind in one of the two places, for Lightning drops one of "
@@ -84,7 +84,7 @@ class SymmetryMixin(L.LightningModule):
             callbacks.append(self._symmetry_monitor)
         if trainer is not None:
             setattr(trainer, _BROUGHT, [c for c in callbacks if isinstance(c, Strategy | EquivarianceMonitor)])
-        return [callback for callback in callbacks if not any(callback is c for c in theirs)]
+        return [callback for callback in callbacks if callback not in theirs]
 
     def equivariance_loss(
         self,

@@ -143,8 +143,8 @@ class SymmetryModule(RemembersArguments, SymmetryMixin):
             return (), {name: value for name, value in batch.items() if name != left_out}
         if isinstance(batch, tuple | list):
             n, place = len(batch), self._place()
-            there = n > 1 and isinstance(place, int) and -n <= place < n
-            return tuple(value for i, value in enumerate(batch) if not there or i != int(place) % n), {}
+            held = n > 1 and isinstance(place, int) and -n <= place < n
+            return tuple(value for i, value in enumerate(batch) if not (held and place in (i, i - n))), {}
         if isinstance(batch, Tensor) or is_graph(batch):
             return (batch,), {}
         raise ValueError(

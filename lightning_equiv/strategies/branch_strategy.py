@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from lightning_equiv.groups.checks import check_number
 from lightning_equiv.groups.element import element_dtype
-from lightning_equiv.groups.group import derived_generator
+from lightning_equiv.groups.group import Group, as_group, derived_generator
 from lightning_equiv.groups.symmetry import Symmetry
 from lightning_equiv.metrics.equivariance_error import EquivarianceError
 from lightning_equiv.metrics.functional import evaluating
-from lightning_equiv.strategies.strategy import Strategy, check_ends, run_length
+from lightning_equiv.strategies.strategy import Strategy
 from lightning_equiv.wiring.branch import Branch, hang, make_branch
 from lightning_equiv.wiring.calls import CallRecorder, recording_paused
 from lightning_equiv.wiring.clipping import clip_apart
@@ -45,12 +45,13 @@ class BranchStrategy(Strategy):
         layers: which layers, see `wiring.layers.find_layers`.
         branch: "linear" (a convolution beside a convolution) or "mlp".
         init_scale: size of n(x) over that of x at the start.
-        evaluate: "projected" validates the network without branches, "relaxed" the one with; "both" runs the step twice
-            more (what it appends to lists of its own is there three times), validates the
+        evaluate: "projected" validates the network without branches, "relaxed" the one with; "both" validates the
             projected one and logs what the relaxed one would have logged under `name`/relaxed/..., the difference
-            under `name`/projection_gap/...
-        symmetry: with "both", the relaxed network's equivariance error is measured under it; None does not.
-        network: dotted name of the network that `symmetry` is of.
+            under `name`/projection_gap/...; for that it runs the step twice more, and what the step appends to lists
+            of its own is there three times.
+        symmetry: the group (or its name) that the layers are equivariant to, or a `Symmetry`: then "both" measures the
+            relaxed network's equivariance error, too.
+        network: dotted name of the network that a `Symmetry` is of.
         horizon: optimizer steps of the whole run, where the Trainer cannot know them.
         name: prefix of what is logged.
         seed: of the branches' first weights.
@@ -58,6 +59,7 @@ class BranchStrategy(Strategy):
 
     changes_loss = True
     adds_parameters = True
+    needs_end = True
 
     def __init__(
         self,
@@ -66,7 +68,7 @@ class BranchStrategy(Strategy):
         branch: Literal["linear", "mlp"],
         init_scale: float,
         evaluate: Evaluate,
-        symmetry: Symmetry | None,
+        symmetry: Symmetry | Group | str,
         network: str,
         horizon: int | None,
         name: str,
@@ -81,7 +83,11 @@ class BranchStrategy(Strategy):
         check_number("horizon", horizon, least=1, whole=True, optional=True)
         self.layers, self.branch, self.init_scale = layers, branch, init_scale
         self.evaluate, self.horizon, self.network = evaluate, horizon, network
-        self.metric = None if symmetry is None else EquivarianceError(symmetry, num_samples=4, needs_grad=True)
+        self.symmetry = symmetry if isinstance(symmetry, Symmetry) else None
+        self.group = as_group(symmetry.group if isinstance(symmetry, Symmetry) else symmetry)
+        self.metric = (
+            None if self.symmetry is None else EquivarianceError(self.symmetry, num_samples=4, needs_grad=True)
+        )
         self._sums: dict[str, Tensor] = {}
         self._validated = 0
         self.branches: list[Branch] = []
@@ -207,7 +213,6 @@ class BranchStrategy(Strategy):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Check what only the optimizers can tell."""
         super().on_fit_start(trainer, pl_module)
-        check_ends(trainer, self)
         held = {id(p) for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"]}
         assert self._container is not None
         if any(id(p) not in held for p in self._container.parameters()):
@@ -218,16 +223,6 @@ class BranchStrategy(Strategy):
             )
         for b in self.branches:
             b.theta = b.theta.to(pl_module.device)
-
-    def _total(self, trainer: L.Trainer) -> int:
-        return run_length(trainer, self)
-
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        """The level of this step: a pure function of the optimizer step."""
-        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
-        self.progress(trainer.global_step, self._total(trainer))
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Project, unless the relaxed network is to be validated."""

@@ -8,7 +8,7 @@ import lightning as L
 from torch import Tensor
 
 from lightning_equiv.groups.checks import check_number
-from lightning_equiv.groups.group import Group, as_group
+from lightning_equiv.groups.group import Group
 from lightning_equiv.groups.symmetry import Symmetry
 from lightning_equiv.strategies.branch_strategy import BranchStrategy, Evaluate
 from lightning_equiv.strategies.lie_penalty import penalties
@@ -91,7 +91,7 @@ class ConstraintRelaxation(BranchStrategy):
             branch=branch,
             init_scale=init_scale,
             evaluate=evaluate,
-            symmetry=symmetry if isinstance(symmetry, Symmetry) else None,
+            symmetry=symmetry,
             network=network,
             horizon=horizon,
             name=name,
@@ -102,7 +102,6 @@ class ConstraintRelaxation(BranchStrategy):
         check_number("end (part of the run)", end, above=0, most=1)
         for key, value in (("peak", peak), ("lie_weight", lie_weight), ("norm_weight", norm_weight)):
             check_number(key, value, least=0)
-        self.group = as_group(symmetry.group if isinstance(symmetry, Symmetry) else symmetry)
         self.schedule: Schedule = schedule if callable(schedule) else SCHEDULES[schedule]
         self.peak, self.end = peak, end
         self.lie_weight, self.norm_weight = lie_weight, norm_weight

@@ -16,7 +16,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
 from lightning_equiv.groups.checks import check_number
-from lightning_equiv.groups.group import Group, as_group
+from lightning_equiv.groups.group import Group
 from lightning_equiv.groups.representation import Representation
 from lightning_equiv.groups.symmetry import Symmetry
 from lightning_equiv.groups.tree import describe, lookup
@@ -116,19 +116,17 @@ class RECM(BranchStrategy):
         seed: int = 0,
         name: str = "recm",
     ) -> None:
-        self.symmetry = symmetry if isinstance(symmetry, Symmetry) else None
         super().__init__(
             layers,
             branch=branch,
             init_scale=1.0,
             evaluate=evaluate,
-            symmetry=self.symmetry,
+            symmetry=symmetry,
             network=network,
             horizon=horizon,
             name=name,
             seed=seed,
         )
-        self.group = as_group(symmetry.group if isinstance(symmetry, Symmetry) else symmetry)
         if not self.group.compact:
             raise ValueError(
                 f"expected a compact group, got {self.group}, over which nothing can be averaged: centre the data and "
@@ -309,8 +307,7 @@ class RECM(BranchStrategy):
         """Project, or leave the branches that count."""
         super().on_validation_start(trainer, pl_module)
         if self.evaluate == "relaxed":
-            for b in self.branches:
-                self._temporary.callback(setattr, b, "active", b.active)
+            self._temporary.enter_context(self.projected())
             self._project()
 
     def _project(self) -> None:

@@ -25,8 +25,8 @@ class Strategy(L.Callback):
         after == before, also when attach or anything between failed
 
     In a Trainer both happen by themselves: attach when fit begins, detach when it ends or fails; a loop written by hand
-    calls them, and `update` before every batch. A subclass writes
-    `take_hold`: first find and check everything, then change, and register the undoing of every change.
+    calls them, and `update` before every batch. A subclass writes `take_hold`: first find and check everything, then
+    change, and register the undoing of every change.
 
     Args:
         name: prefix of what is logged, and what tells two strategies of one kind apart in a checkpoint.
@@ -36,12 +36,14 @@ class Strategy(L.Callback):
     Attributes:
         changes_loss: whether it needs automatic optimisation.
         adds_parameters: whether weights of its own train with the model.
+        needs_end: whether it must know how long the run is, for its `progress`.
         works_sharded: whether it works when FSDP or DeepSpeed shards the weights.
         state_format: number of what `own_state` holds; raised when a newer version cannot read an older one's.
     """
 
     changes_loss: bool = False
     adds_parameters: bool = False
+    needs_end: bool = False
     works_sharded: bool = False
     state_format: int = 1
 
@@ -176,6 +178,8 @@ class Strategy(L.Callback):
         """Attach: lazily built networks exist by now."""
         if self._undo is None:
             self.attach(pl_module)
+        if self.needs_end:
+            check_ends(trainer, self)
 
     def on_train_batch_start(
         self,
@@ -184,8 +188,10 @@ class Strategy(L.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Remember where in the run we are, for the draws."""
+        """Remember where in the run we are, for the draws, and set what depends on how much of it is over."""
         self._place = (trainer.current_epoch, batch_idx)
+        if self.needs_end:
+            self.progress(trainer.global_step, run_length(trainer, self))
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Detach; a checkpoint that another callback writes now has the state of this moment."""

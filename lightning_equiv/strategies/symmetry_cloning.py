@@ -32,7 +32,7 @@ from lightning_equiv.strategies.cloning_inputs import (
     shapes_or_reader,
     takes_weights,
 )
-from lightning_equiv.strategies.strategy import Strategy, check_ends, run_length
+from lightning_equiv.strategies.strategy import Strategy
 from lightning_equiv.wiring.branch import branches_off
 from lightning_equiv.wiring.loaders import training_batches
 from lightning_equiv.wiring.network import find_network
@@ -142,6 +142,7 @@ class SymmetryCloning(Strategy):
         self.symmetry = getattr(teacher, "symmetry", None) if symmetry is None else as_symmetry(symmetry)
         self.inputs = shapes_or_reader(teacher, inputs)
         self.mode, self.max_teacher_error = mode, max_teacher_error
+        self.needs_end = mode == "anneal"
         self.weight = {"retain": 0.0, "break": 0.0, "anneal": 1e-3}[mode] if weight is None else weight
         self.frozen = mode == "retain" and not weight
         self.cache = None if cache is None else Path(cache)
@@ -177,7 +178,7 @@ class SymmetryCloning(Strategy):
         undo.callback(wrap_training_step(module, StepHooks(after=self._after(module, student))))
 
     def progress(self, step: int, total: int) -> None:
-        if self.mode == "anneal":
+        if self.needs_end:
             self._decay = max(0.0, 1 - step / total)
 
     def _after(self, module: L.LightningModule, student: nn.Module) -> Callable[[Any, Tensor], Tensor]:
@@ -343,8 +344,6 @@ class SymmetryCloning(Strategy):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Clone, on one process; take what a checkpoint or the last fit of this module has left."""
         super().on_fit_start(trainer, pl_module)
-        if self.mode == "anneal":
-            check_ends(trainer, self)
         student = find_network(pl_module, self.network)
         parameters = own_parameters(student)
         self._check_alone(trainer, pl_module, parameters)
@@ -381,14 +380,6 @@ class SymmetryCloning(Strategy):
                     f"network={self.network!r} is retained by {other.name!r}, mode='retain', and {self.name!r} would "
                     "teach it something else: expected networks of their own, or one of the two"
                 )
-
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        """How strong the pull is now."""
-        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
-        if self.mode == "anneal":
-            self.progress(trainer.global_step, run_length(trainer, self))
 
     def own_state(self) -> dict[str, Any]:
         """The clone, and what it reached."""

@@ -29,8 +29,8 @@ def cell(item: pytest.Function) -> list[tuple[str, str]]:
         return []
     params = item.callspec.params
     name = params["name"] if "name" in params else next(n for n, c in CASES.items() if c is params["case"])
-    strategy = type(CASES[name.replace(", gradnorm", ", detached")].make()).__name__
-    variant = name.partition(", ")[2]
+    kind, _, variant = name.partition(", ")
+    strategy = next(type(case.make()).__name__ for n, case in CASES.items() if n.partition(", ")[0] == kind)
     return [("situation", marker.args[0].format(**params)), ("strategy", strategy), ("variant", variant)]
 
 
