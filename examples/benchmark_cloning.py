@@ -23,9 +23,9 @@ from lightning_equiv import (
     GroupConvolution,
     equivariance_error,
 )
-from lightning_equiv.modules.teachers import Teacher
-from lightning_equiv.strategies.cloning import Pair, clone
-from lightning_equiv.strategies.cloning_inputs import Draws, Settings, noise
+from lightning_equiv.layers.teachers import Teacher
+from lightning_equiv.strategies.symmetry_cloning.cloning import Pair, clone
+from lightning_equiv.strategies.symmetry_cloning.inputs import Draws, Settings, noise
 
 
 def row(name: str, teacher: Teacher, student: nn.Module, steps: int, lr: float) -> list[str]:

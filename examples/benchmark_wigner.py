@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from e3nn import o3
 
-from lightning_equiv.groups.wigner import rotate_irreps
+from lightning_equiv.representations.wigner import rotate_irreps
 
 LARGEST_DENSE = 1024  # e3nn's matrix takes 1.4 GB at this size, and 22 GB at 16384
 

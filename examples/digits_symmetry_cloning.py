@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from lightning_equiv import CircularConvolution, ConditionalBilinear, GroupConvolution, SymmetryCloning
 from lightning_equiv.datasets import DigitsDataModule
 from lightning_equiv.datasets.digits import PROBLEMS
-from lightning_equiv.modules.teachers import Teacher
+from lightning_equiv.layers.teachers import Teacher
 
 WAYS = ("plain", "cloned, retain", "cloned, break", "strict")
 

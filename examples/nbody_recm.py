@@ -27,9 +27,9 @@ from shared.comparison import Run, Way, arguments, compare
 
 from lightning_equiv import RECM, ConstraintRelaxation, GroupAugmentation, Invariant, Symmetry
 from lightning_equiv.datasets import ChargedDataModule
-from lightning_equiv.wiring.branch import Branch, make_branch
-from lightning_equiv.wiring.layers import find_layers
-from lightning_equiv.wiring.relaxed_layer import replace_layers
+from lightning_equiv.layers.branch import Branch, make_branch
+from lightning_equiv.layers.choose import find_layers
+from lightning_equiv.layers.relaxed_layer import replace_layers
 
 MOVED = {"charges": Invariant(), "positions": "1o", "velocities": "1o"}
 SYMMETRY = Symmetry("O(3)", inputs=MOVED, outputs="1o", batch={**MOVED, "targets": "1o"})

@@ -5,43 +5,44 @@ from lightning_equiv.groups.element import AlgebraElement, GroupElement
 from lightning_equiv.groups.euclidean import E3, SE3
 from lightning_equiv.groups.finite import Cyclic, Dihedral
 from lightning_equiv.groups.group import Group, Product, as_group
-from lightning_equiv.groups.image import Image, VectorField
-from lightning_equiv.groups.notation import as_representation
 from lightning_equiv.groups.permutation import Permutation
-from lightning_equiv.groups.representation import (
-    CartesianTensor,
-    Composed,
-    Custom,
-    Factor,
-    Invariant,
-    IrrepsTensor,
-    Permuted,
-    Point,
-    Representation,
-)
 from lightning_equiv.groups.rotation import O3, SO2, SO3
-from lightning_equiv.groups.shift import Regular, Shifted
-from lightning_equiv.groups.symmetry import NodeIndex, Symmetry
-from lightning_equiv.metrics.equivariance_error import EquivarianceError
-from lightning_equiv.metrics.functional import equivariance_error
-from lightning_equiv.metrics.monitor import EquivarianceMonitor
-from lightning_equiv.modules.cloned_layer import ClonedLayer, ConditionalBilinear, ConditionalMLP
-from lightning_equiv.modules.symmetry_mixin import SymmetryMixin
-from lightning_equiv.modules.symmetry_module import ClassificationModule, RegressionModule, SymmetryModule
-from lightning_equiv.modules.teachers import (
+from lightning_equiv.layers.cloned_layer import ClonedLayer, ConditionalBilinear, ConditionalMLP
+from lightning_equiv.layers.relaxed_layer import RelaxedLayer
+from lightning_equiv.layers.teachers import (
     CircularConvolution,
     EquivariantLinear,
     EquivariantTensorProduct,
     GroupConvolution,
     Teacher,
 )
-from lightning_equiv.strategies.constraint_relaxation import ConstraintRelaxation
+from lightning_equiv.metrics.equivariance_error import EquivarianceError
+from lightning_equiv.metrics.functional import equivariance_error
+from lightning_equiv.metrics.monitor import EquivarianceMonitor
+from lightning_equiv.modules.symmetry_mixin import SymmetryMixin
+from lightning_equiv.modules.symmetry_module import ClassificationModule, RegressionModule, SymmetryModule
+from lightning_equiv.representations.image import Image, VectorField
+from lightning_equiv.representations.notation import as_representation
+from lightning_equiv.representations.representation import (
+    CartesianTensor,
+    Composed,
+    Custom,
+    Factor,
+    Invariant,
+    IrrepsTensor,
+    NodeIndex,
+    Permuted,
+    Point,
+    Representation,
+)
+from lightning_equiv.representations.shift import Regular, Shifted
+from lightning_equiv.strategies.base import Strategy
+from lightning_equiv.strategies.constraint_relaxation.callback import ConstraintRelaxation
 from lightning_equiv.strategies.group_augmentation import GroupAugmentation
-from lightning_equiv.strategies.recm import RECM
-from lightning_equiv.strategies.remul import REMUL
-from lightning_equiv.strategies.strategy import Strategy
-from lightning_equiv.strategies.symmetry_cloning import SymmetryCloning
-from lightning_equiv.wiring.relaxed_layer import RelaxedLayer
+from lightning_equiv.strategies.recm.callback import RECM
+from lightning_equiv.strategies.remul.callback import REMUL
+from lightning_equiv.strategies.symmetry_cloning.callback import SymmetryCloning
+from lightning_equiv.symmetry.symmetry import Symmetry
 
 __version__ = "0.1.0"
 

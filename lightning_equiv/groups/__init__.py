@@ -1,1 +1,1 @@
-"""What a symmetry is: groups, their elements, and how these move tensors."""
+"""Groups and their elements."""

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from lightning_equiv.groups.checks import check_number
+from lightning_equiv._checks import check_number
 from lightning_equiv.groups.group import derived_generator, process_rank
-from lightning_equiv.groups.symmetry import Symmetry, as_symmetry
 from lightning_equiv.metrics.functional import TOTAL, Kind, equivariance_sums, part_paths, reduce_sums
+from lightning_equiv.symmetry.symmetry import Symmetry, as_symmetry
 
 
 class EquivarianceError(Metric):

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from lightning_equiv.groups.element import GroupElement
 from lightning_equiv.groups.group import Group, as_group
-from lightning_equiv.groups.representation import IrrepsTensor, Representation
-from lightning_equiv.groups.symmetry import Layout, Symmetry
-from lightning_equiv.groups.tree import Spec, Tree, describe, join, leaf_pairs, map_tensors, map_tree
-from lightning_equiv.wiring.calls import recording_paused
+from lightning_equiv.representations.representation import IrrepsTensor, Representation
+from lightning_equiv.symmetry.symmetry import Layout, Symmetry
+from lightning_equiv.symmetry.tree import Spec, Tree, describe, join, leaf_pairs, map_tensors, map_tree
+from lightning_equiv.wiring.call_recorder import recording_paused
 
 Kind = Literal["relative", "absolute", "orbit_mean", "max"]
 TOTAL = "total"

@@ -9,11 +9,11 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from lightning_equiv.groups.checks import check_number
-from lightning_equiv.groups.symmetry import Symmetry
+from lightning_equiv._checks import check_number
 from lightning_equiv.metrics.equivariance_error import EquivarianceError
 from lightning_equiv.metrics.functional import TOTAL, Kind
-from lightning_equiv.wiring.calls import CallRecorder
+from lightning_equiv.symmetry.symmetry import Symmetry
+from lightning_equiv.wiring.call_recorder import CallRecorder
 from lightning_equiv.wiring.network import find_network
 
 

@@ -1,1 +1,1 @@
-"""Modules to subclass and to build with: ready trainings, families of equivariant maps, layers of their clones."""
+"""LightningModules to subclass, and the mixin that brings strategies along."""

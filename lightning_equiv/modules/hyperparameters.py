@@ -21,9 +21,9 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.core.mixins.hparams_mixin import HyperparametersMixin
 
-from lightning_equiv.groups.notation import as_representation
-from lightning_equiv.groups.representation import Representation
-from lightning_equiv.groups.symmetry import Symmetry
+from lightning_equiv.representations.notation import as_representation
+from lightning_equiv.representations.representation import Representation
+from lightning_equiv.symmetry.symmetry import Symmetry
 
 _NOTE = " (an object, not in the checkpoint)"
 

@@ -9,11 +9,11 @@ import lightning as L
 from torch import Tensor
 
 from lightning_equiv.groups.group import derived_generator, process_rank
-from lightning_equiv.groups.symmetry import Symmetry
-from lightning_equiv.groups.tree import Tree
 from lightning_equiv.metrics.functional import Distance, as_distance, equivariance_loss
 from lightning_equiv.metrics.monitor import EquivarianceMonitor
-from lightning_equiv.strategies.strategy import Strategy
+from lightning_equiv.strategies.base import Strategy
+from lightning_equiv.symmetry.symmetry import Symmetry
+from lightning_equiv.symmetry.tree import Tree
 from lightning_equiv.wiring.network import find_network
 
 _BROUGHT = "_lightning_equiv_brought"  # on a Trainer: the callbacks of the module that it has

@@ -15,12 +15,12 @@ from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 from torchmetrics.regression import MeanAbsoluteError
 
-from lightning_equiv.groups.checks import check_number
-from lightning_equiv.groups.symmetry import Symmetry, as_symmetry
-from lightning_equiv.groups.tree import Tree, describe, is_graph, lookup, tensors
+from lightning_equiv._checks import check_number
 from lightning_equiv.modules.hyperparameters import RemembersArguments, factory, is_note, save_arguments
 from lightning_equiv.modules.symmetry_mixin import SymmetryMixin
-from lightning_equiv.strategies.strategy import Strategy
+from lightning_equiv.strategies.base import Strategy
+from lightning_equiv.symmetry.symmetry import Symmetry, as_symmetry
+from lightning_equiv.symmetry.tree import Tree, describe, is_graph, lookup, tensors
 
 Key = str | int | Sequence[str | int]
 Loss = Callable[[Any, Any], Tensor]

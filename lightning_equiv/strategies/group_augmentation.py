@@ -8,8 +8,8 @@ from typing import Any
 import lightning as L
 
 from lightning_equiv.groups.group import Group
-from lightning_equiv.groups.symmetry import Symmetry, as_symmetry
-from lightning_equiv.strategies.strategy import Strategy
+from lightning_equiv.strategies.base import Strategy
+from lightning_equiv.symmetry.symmetry import Symmetry, as_symmetry
 from lightning_equiv.wiring.training_step import StepHooks, wrap_training_step
 
 

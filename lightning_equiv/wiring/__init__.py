@@ -1,1 +1,1 @@
-"""How a strategy takes hold of a model, and lets go."""
+"""How a callback holds a module: Lightning and torch hooks only; imports nothing else of this package."""

@@ -18,7 +18,7 @@ from lightning_equiv.datasets import digits as digits_module  # noqa: E402
 from lightning_equiv.datasets.digits import PROBLEMS  # noqa: E402
 from lightning_equiv.datasets.in_memory import InMemoryDataModule  # noqa: E402
 from lightning_equiv.groups.finite import Cyclic  # noqa: E402
-from lightning_equiv.groups.image import Image  # noqa: E402
+from lightning_equiv.representations.image import Image  # noqa: E402
 
 SPLITS = ("train", "val", "test")
 SIZES = {"train": 1000, "val": 297, "test": 500}

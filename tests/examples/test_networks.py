@@ -14,7 +14,7 @@ from networks.vector_neurons import VectorNeuronClassifier, VNBatchNorm, VNLeaky
 from torch import Tensor, nn
 
 from lightning_equiv import E3, Invariant, IrrepsTensor, Point, Symmetry, equivariance_error
-from lightning_equiv.groups.image import Image
+from lightning_equiv.representations.image import Image
 
 TOLERANCE = 1e-10
 

@@ -14,8 +14,8 @@ from networks.vector_neurons import VectorNeuronClassifier, VNLinear
 from torch import Tensor, nn
 
 from lightning_equiv import ConstraintRelaxation, EquivarianceError, GroupElement, Image, Invariant, Symmetry, as_group
-from lightning_equiv.strategies.lie_penalty import penalties
-from lightning_equiv.wiring.branch import Branch
+from lightning_equiv.layers.branch import Branch
+from lightning_equiv.strategies.constraint_relaxation.penalties import penalties
 from tests.strategies.toys import trainer
 
 PARTICLES = Symmetry("O(3)", inputs=(Invariant(), "1o", "1o"), outputs="1o")
@@ -113,8 +113,8 @@ def test_a_group_convolution_is_an_equivariant_branch() -> None:
     layer = C4Conv(2, 3)
     from dataclasses import replace
 
-    from lightning_equiv.wiring.branch import make_branch
-    from lightning_equiv.wiring.layers import find_layers
+    from lightning_equiv.layers.branch import make_branch
+    from lightning_equiv.layers.choose import find_layers
 
     (found,) = find_layers(nn.ModuleDict({"conv": layer}), {"conv": (regular, regular)})
     found = replace(found, in_features=(2, 4), out_features=(3, 4))

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_equiv import SO3, Invariant, IrrepsTensor, Permuted, Point, Symmetry, equivariance_error
 from lightning_equiv.metrics.functional import Kind, compare, equivariance_sums, output_parts, part_paths, reduce_sums
-from lightning_equiv.wiring.calls import CallRecorder, recording_paused
+from lightning_equiv.wiring.call_recorder import CallRecorder, recording_paused
 
 KINDS = get_args(Kind)
 TOLERANCE = {torch.float32: 2e-6, torch.float64: 1e-12}

@@ -21,11 +21,11 @@ from lightning_equiv import (
     Symmetry,
     as_group,
 )
-from lightning_equiv.groups.representation import Representation
-from lightning_equiv.strategies.lie_penalty import EPS, commutators, penalties
-from lightning_equiv.strategies.schedule import SCHEDULES, level
-from lightning_equiv.wiring.branch import Branch, LinearBranch, MLPBranch, make_branch
-from lightning_equiv.wiring.layers import Layer, find_layers
+from lightning_equiv.layers.branch import Branch, LinearBranch, MLPBranch, make_branch
+from lightning_equiv.layers.choose import Layer, find_layers
+from lightning_equiv.representations.representation import Representation
+from lightning_equiv.strategies.constraint_relaxation.penalties import EPS, commutators, penalties
+from lightning_equiv.strategies.constraint_relaxation.schedule import SCHEDULES, level
 from tests.strategies.relaxed_by_hand import make_relaxation
 from tests.strategies.toys import SYMMETRY, Plain, loader, snapshot, trainer, weights
 

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 import lightning_equiv
 from lightning_equiv import RECM, REMUL, GroupAugmentation, Strategy, SymmetryCloning
-from lightning_equiv.strategies.branch_strategy import BranchStrategy
+from lightning_equiv.strategies.branch_callback import BranchStrategy
 from tests.strategies import table
 from tests.strategies.cloned_by_hand import AnnealedByHand, ClonedByHand, make_cloning
 from tests.strategies.recm_by_hand import RecmByHand, make_recm

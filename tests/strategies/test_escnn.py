@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lightning_equiv import ConstraintRelaxation, Cyclic, as_group
-from lightning_equiv.strategies.lie_penalty import EPS, penalties
-from lightning_equiv.wiring.branch import Branch, make_branch
-from lightning_equiv.wiring.escnn_fields import EscnnFields
-from lightning_equiv.wiring.layers import find_layers
+from lightning_equiv.layers.branch import Branch, make_branch
+from lightning_equiv.layers.choose import find_layers
+from lightning_equiv.layers.families.escnn import EscnnFields
+from lightning_equiv.strategies.constraint_relaxation.penalties import EPS, penalties
 from tests.strategies.toys import snapshot, trainer
 
 

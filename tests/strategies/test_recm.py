@@ -34,9 +34,10 @@ from lightning_equiv import (
     Symmetry,
     as_group,
 )
-from lightning_equiv.groups.representation import Representation
+from lightning_equiv.layers.relaxed_layer import RelaxedLayer, without_branches
+from lightning_equiv.representations.representation import Representation
 from lightning_equiv.strategies import recurrence
-from lightning_equiv.strategies.violation import (
+from lightning_equiv.strategies.recm.critic import (
     GELU_SLOPE,
     INVARIANT_SIZE,
     Draw,
@@ -46,7 +47,6 @@ from lightning_equiv.strategies.violation import (
     target_rows,
     violation,
 )
-from lightning_equiv.wiring.relaxed_layer import RelaxedLayer, without_branches
 from tests.strategies.recm_by_hand import make_recm
 from tests.strategies.relaxed_by_hand import LAYERS
 from tests.strategies.toys import SYMMETRY, Plain, loader, make_net, snapshot, trainer, weights

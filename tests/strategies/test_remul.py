@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lightning_equiv import REMUL, EquivarianceError, GroupAugmentation, Invariant, Symmetry
-from lightning_equiv.strategies.gradnorm import gradnorm_weights
+from lightning_equiv.strategies.remul.gradnorm import gradnorm_weights
 from tests.strategies.toys import SYMMETRY, Plain, loader, make_net, rotations, snapshot, trainer, weights
 
 mse = nn.functional.mse_loss

@@ -27,8 +27,8 @@ from lightning_equiv import (
     equivariance_error,
 )
 from lightning_equiv.groups.group import derived_generator
-from lightning_equiv.strategies.cloning import Pair, clone
-from lightning_equiv.strategies.cloning_inputs import Draws, Settings, noise
+from lightning_equiv.strategies.symmetry_cloning.cloning import Pair, clone
+from lightning_equiv.strategies.symmetry_cloning.inputs import Draws, Settings, noise
 from tests.strategies.cloned_by_hand import SYMMETRY as TURNS
 from tests.strategies.cloned_by_hand import Stretch, make_cloning
 from tests.strategies.toys import SYMMETRY as TURNS_OF_BATCHES

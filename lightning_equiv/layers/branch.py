@@ -1,0 +1,214 @@
+"""The non-equivariant branch on a layer's output, f(x) + theta n(x), by a forward hook: the layer is not edited."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+
+from lightning_equiv.layers.choose import Layer, first_tensor
+
+
+class LinearBranch(nn.Module):
+    """n(x) = W x, dense over all channels and components of the features."""
+
+    def __init__(self, in_features: int, out_features: int, scale: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(out_features, in_features) * scale / math.sqrt(in_features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(rows, in) to (rows, out)."""
+        return nn.functional.linear(x, self.weight)
+
+
+class MLPBranch(nn.Module):
+    """n(x) = W_2 gelu(W_1 x + b)."""
+
+    def __init__(self, in_features: int, out_features: int, scale: float) -> None:
+        super().__init__()
+        self.inner = nn.Linear(in_features, in_features)
+        self.outer = LinearBranch(in_features, out_features, scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(rows, in) to (rows, out)."""
+        out: Tensor = self.outer(nn.functional.gelu(self.inner(x)))
+        return out
+
+
+class ConvolutionBranch(nn.Module):
+    """n(x) = W * x, an ordinary convolution of the geometry of the layer beside it."""
+
+    def __init__(self, layer: Layer, in_features: int, out_features: int, scale: float) -> None:
+        super().__init__()
+        module: Any = layer.module
+        kernel = getattr(module, "kernel_size", None) or tuple(module.weight.shape[-layer.grid :])
+        kernel = (kernel,) * layer.grid if isinstance(kernel, int) else kernel
+        self.options = {
+            name: getattr(module, name) for name in ("stride", "padding", "dilation") if hasattr(module, name)
+        }
+        if not self.options:
+            self.options = {"padding": "same"}
+        fan_in = in_features * math.prod(kernel)
+        self.weight = nn.Parameter(torch.randn(out_features, in_features, *kernel) * scale / math.sqrt(fan_in))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, in, *grid) to (batch, out, *grid)."""
+        convolution = (nn.functional.conv1d, nn.functional.conv2d, nn.functional.conv3d)[x.ndim - 3]
+        return convolution(x, self.weight, **self.options)
+
+
+def make_branch(layer: Layer, kind: str, scale: float) -> nn.Module:
+    """The branch of a layer whose features are known.
+
+    Args:
+        layer: with `in_features` and `out_features`.
+        kind: "linear" or "mlp"; a convolution gets a convolution for "linear".
+        scale: standard deviation of n(x) over that of x at the start; 0 starts at n = 0.
+    """
+    assert layer.in_features is not None
+    assert layer.out_features is not None
+    sizes = math.prod(layer.in_features), math.prod(layer.out_features)
+    if layer.grid:
+        return ConvolutionBranch(layer, *sizes, scale)
+    return {"linear": LinearBranch, "mlp": MLPBranch}[kind](*sizes, scale)
+
+
+def normalised(network: nn.Module) -> nn.Module:
+    """A branch that cannot grow: W / |W|_2 for its matrix (by power iteration), an output of RMS 1 for an MLP."""
+    if isinstance(network, MLPBranch):
+        return nn.Sequential(network, nn.RMSNorm(network.outer.weight.shape[0], elementwise_affine=False))
+    return parametrizations.spectral_norm(network)
+
+
+@dataclass(eq=False)
+class Branch:
+    """A branch that hangs on a layer while it is attached.
+
+    Attributes:
+        layer: the layer.
+        network: n.
+        theta: relaxation level, a scalar tensor that no module owns (weight averaging averages buffers).
+        active: whether the layer's output is relaxed at all; off, the layer is untouched.
+        listening: whether inputs are remembered for a penalty.
+        inputs: what the layer was called with, detached, since listening began.
+        calls: how often the layer ran while listening.
+        ever_ran: whether it ever did.
+        level: (x, f(x)) -> theta of this very call while listening; None takes `theta`.
+    """
+
+    layer: Layer
+    network: nn.Module
+    theta: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
+    active: bool = False
+    listening: bool = False
+    inputs: list[Tensor] = field(default_factory=list)
+    calls: int = 0
+    ever_ran: bool = False
+    level: Callable[[Tensor, Tensor], Tensor] | None = None
+
+    def set_theta(self, value: float) -> None:
+        """A new level; exactly 0 leaves the layer alone."""
+        self.theta.fill_(value)
+        self.active = value != 0
+
+    def start(self) -> None:
+        """Begin to listen."""
+        self.inputs, self.calls, self.listening = [], 0, True
+
+    def stop(self) -> None:
+        """Stop listening; the inputs stay until the next start."""
+        self.listening = False
+
+    def apply(self, x: Tensor, f_x: Tensor) -> Tensor:
+        """n(x), in the shape of f(x)."""
+        if isinstance(self.network, LinearBranch) and self.layer.dims == (1, 2) and x.ndim > 3:
+            # vector neurons: a product from the left moves no memory
+            assert self.layer.out_features is not None
+            n_x = self.network.weight @ x.flatten(1, 2).flatten(2)
+            return n_x.unflatten(1, self.layer.out_features).reshape(f_x.shape)
+        return self.unrows(self.network(self.rows(x)), f_x)
+
+    def rows(self, x: Tensor) -> Tensor:
+        """A layer's input (..., features, ...) as (rows, features), for a convolution as (batch, features, *grid)."""
+        if self.layer.grid:
+            return x.flatten(1, -1 - self.layer.grid)
+        dims = [d % x.ndim for d in self.layer.dims]
+        return x.movedim(dims, list(range(-len(dims), 0))).flatten(-len(dims)).flatten(0, -2)
+
+    def unrows(self, rows: Tensor, output: Tensor) -> Tensor:
+        """Rows of output features in the shape of the layer's output."""
+        if self.layer.grid:
+            assert self.layer.out_features is not None
+            return rows.unflatten(1, self.layer.out_features)
+        dims = [d % output.ndim for d in self.layer.dims]
+        leading = [n for d, n in enumerate(output.shape) if d not in dims]
+        assert self.layer.out_features is not None
+        return rows.reshape(*leading, *self.layer.out_features).movedim(list(range(-len(dims), 0)), dims)
+
+
+def tensors(layer: Layer, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> tuple[Tensor, Tensor]:
+    """(x, f(x)) of a layer's call.
+
+    Raises:
+        TypeError: one of them is no tensor.
+    """
+    x, f_x = first_tensor(args, kwargs), getattr(output, "tensor", output)
+    if not isinstance(f_x, Tensor) or x is None:
+        raise TypeError(
+            f"{layer.name!r} maps {type(args[0] if args else None).__name__} to "
+            f"{type(output).__name__}: a branch needs a layer from a tensor to a tensor; choose one inside"
+        )
+    return x, f_x
+
+
+def relaxed(branch: Branch, theta: Tensor, x: Tensor, output: Any) -> Any:
+    """f(x) + theta n(x), as a tensor or as what the layer returns (escnn's geometric tensor)."""
+    f_x = getattr(output, "tensor", output)
+    n_x = branch.apply(x, f_x)
+    if n_x.shape != f_x.shape:
+        raise ValueError(
+            f"layer {branch.layer.name!r}: its branch gives {tuple(n_x.shape)} beside an output of "
+            f"{tuple(f_x.shape)}: expected equal shapes; say the layer's representations, "
+            "layers={name: (inputs, outputs)}"
+        )
+    total = f_x + (theta * n_x).to(f_x.dtype)
+    return total if f_x is output else type(output)(total, output.type)
+
+
+_off: list[None] = []
+
+
+@contextmanager
+def branches_off() -> Iterator[None]:
+    """Inside, the layers of every module in this process are the user's, whatever hangs on them."""
+    _off.append(None)
+    try:
+        yield
+    finally:
+        _off.pop()
+
+
+def hang(branch: Branch) -> Callable[[], None]:
+    """Let the layer's output be f(x) + theta n(x) from now on; the function returned takes the branch away."""
+
+    def relax(called: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        if _off or not (branch.active or branch.listening) or called is not branch.layer.module:
+            return None  # a copy of the layer has the hook, too
+        x, f_x = tensors(branch.layer, args, kwargs, output)
+        if branch.listening:
+            branch.calls += 1
+            branch.ever_ran = True
+            if branch.active and branch.level is None:
+                branch.inputs.append(x.detach())
+        if not branch.active:
+            return None
+        theta = branch.level(x, f_x) if branch.level is not None and branch.listening else branch.theta
+        return relaxed(branch, theta, x, output)
+
+    return branch.layer.module.register_forward_hook(relax, with_kwargs=True).remove

@@ -1,0 +1,1 @@
+"""Layer families: what the layers of one library say of their features."""

@@ -1,0 +1,93 @@
+"""What a relaxed layer is when training is over: a module f(x) + theta n(x) in the layer's place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from lightning_equiv.layers.branch import Branch, relaxed, tensors
+
+
+class RelaxedLayer(nn.Module):
+    """f(x) + theta n(x): a layer, a branch that knows no symmetry, and a constant.
+
+    An ordinary module, which saves, loads, exports and compiles. What is asked of it and it does not have (irreps_in,
+    weight, ..) is the layer's.
+
+    Args:
+        branch: the layer, what hangs on it and how its features lie; its normalised weights become plain ones.
+
+    Attributes:
+        layer: f, the user's module.
+        branch: n.
+        theta: how much of it is kept, a buffer.
+    """
+
+    theta: torch.Tensor
+
+    def __init__(self, branch: Branch) -> None:
+        super().__init__()
+        branch.network.eval()  # or taking the norm off would take one more power iteration
+        for module in branch.network.modules():
+            if parametrize.is_parametrized(module, "weight"):
+                parametrize.remove_parametrizations(module, "weight")
+        self.layer = branch.layer.module
+        self.branch = branch.network
+        self.register_buffer("theta", branch.theta.detach().clone().to(next(branch.network.parameters())))
+        self._geometry = Branch(replace(branch.layer, inputs=None, outputs=None), branch.network)
+        self.register_forward_hook(_nothing)  # or torch's fused Transformer layers read the weights and pass it by
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """f(x) + theta n(x) of the first tensor x."""
+        output = self.layer(*args, **kwargs)
+        x, _ = tensors(self._geometry.layer, args, kwargs, output)
+        return relaxed(self._geometry, self.theta, x, output)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("layer"), name)
+
+
+def _nothing(*_: Any) -> None:
+    """A hook that does nothing."""
+
+
+def replace_layers(module: nn.Module, branches: list[Branch]) -> Callable[[], None]:
+    """Put a `RelaxedLayer` wherever the module holds one of the layers; the function returned puts the layers back."""
+    places: list[tuple[nn.Module, str, nn.Module]] = []
+    for branch in branches:
+        layer, replacement = branch.layer.module, RelaxedLayer(branch)
+        for parent in list(module.modules()):
+            for name, child in list(parent._modules.items()):
+                if child is layer and parent is not replacement:
+                    places.append((parent, name, layer))
+                    setattr(parent, name, replacement)
+
+    def put_back() -> None:
+        for parent, name, layer in places:
+            setattr(parent, name, layer)
+        places.clear()
+
+    return put_back
+
+
+def without_branches(state: Mapping[str, Any]) -> dict[str, Any]:
+    """A state dict under the keys of the user's layers, where some of them were relaxed when it was saved."""
+    places = [key.removesuffix("theta") for key in state if key.endswith(".theta")]
+    places = [place for place in places if any(key.startswith(f"{place}branch.") for key in state)]
+    plain: dict[str, Any] = {}
+    for key, value in state.items():
+        place = next((place for place in places if key.startswith(place)), "")
+        inner = key.removeprefix(place)
+        if not place:
+            plain[key] = value
+        elif inner.startswith("layer."):
+            plain[place + inner.removeprefix("layer.")] = value
+    return plain

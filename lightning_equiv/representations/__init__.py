@@ -1,0 +1,1 @@
+"""How an element moves one tensor: irreps, points, tensors, images, permutations, strings."""

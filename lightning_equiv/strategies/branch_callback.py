@@ -1,0 +1,356 @@
+"""BranchStrategy: a strategy whose hold is one non-equivariant branch on each chosen layer."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
+from lightning_utilities.core.rank_zero import rank_zero_warn
+from torch import Tensor, nn
+
+from lightning_equiv._checks import check_number
+from lightning_equiv.groups.element import element_dtype
+from lightning_equiv.groups.group import Group, as_group, derived_generator
+from lightning_equiv.layers.branch import Branch, hang, make_branch
+from lightning_equiv.layers.choose import Layer, Layers, find_layers, first_tensor
+from lightning_equiv.layers.hidden_parameters import CONTAINER, Transient
+from lightning_equiv.metrics.equivariance_error import EquivarianceError
+from lightning_equiv.metrics.functional import evaluating
+from lightning_equiv.strategies.base import Strategy
+from lightning_equiv.symmetry.symmetry import Symmetry
+from lightning_equiv.wiring.call_recorder import CallRecorder, recording_paused
+from lightning_equiv.wiring.clipping import clip_apart
+from lightning_equiv.wiring.dry_validation import silent_validation_step
+from lightning_equiv.wiring.network import find_network
+from lightning_equiv.wiring.training_step import StepHooks, wrap_training_step
+
+Evaluate = Literal["projected", "relaxed", "both"]
+
+
+class BranchStrategy(Strategy):
+    """A strategy that relaxes layers: f_l(x) + theta_l n_l(x), with a branch n_l that knows no symmetry.
+
+    The branches are made before the optimizers and before DDP wraps the module, live in a container that the module's
+    state dict does not show, have their gradients clipped apart from the model's, and are gone after `fit`. Validation
+    sees the projected network, theta = 0, unless told otherwise. A subclass says what theta is (`progress`) and what
+    joins the loss (`penalty`).
+
+    Args:
+        layers: which layers, see `wiring.layers.find_layers`.
+        branch: "linear" (a convolution beside a convolution) or "mlp".
+        init_scale: size of n(x) over that of x at the start.
+        evaluate: "projected" validates the network without branches, "relaxed" the one with; "both" validates the
+            projected one and logs what the relaxed one would have logged under `name`/relaxed/..., the difference
+            under `name`/projection_gap/...; for that it runs the step twice more, and what the step appends to lists
+            of its own is there three times.
+        symmetry: the group (or its name) that the layers are equivariant to, or a `Symmetry`: then "both" measures the
+            relaxed network's equivariance error, too.
+        network: dotted name of the network that a `Symmetry` is of.
+        horizon: optimizer steps of the whole run, where the Trainer cannot know them.
+        name: prefix of what is logged.
+        seed: of the branches' first weights.
+    """
+
+    changes_loss = True
+    adds_parameters = True
+    needs_end = True
+
+    def __init__(
+        self,
+        layers: Layers,
+        *,
+        branch: Literal["linear", "mlp"],
+        init_scale: float,
+        evaluate: Evaluate,
+        symmetry: Symmetry | Group | str,
+        network: str,
+        horizon: int | None,
+        name: str,
+        seed: int,
+    ) -> None:
+        super().__init__(name=name, seed=seed)
+        if branch not in ("linear", "mlp"):
+            raise ValueError(f"expected branch to be 'linear' or 'mlp', got {branch!r}")
+        if evaluate not in ("projected", "relaxed", "both"):
+            raise ValueError(f"expected evaluate to be 'projected', 'relaxed' or 'both', got {evaluate!r}")
+        check_number("init_scale", init_scale, least=0)
+        check_number("horizon", horizon, least=1, whole=True, optional=True)
+        self.layers, self.branch, self.init_scale = layers, branch, init_scale
+        self.evaluate, self.horizon, self.network = evaluate, horizon, network
+        self.symmetry = symmetry if isinstance(symmetry, Symmetry) else None
+        self.group = as_group(symmetry.group if isinstance(symmetry, Symmetry) else symmetry)
+        self.metric = (
+            None if self.symmetry is None else EquivarianceError(self.symmetry, num_samples=4, needs_grad=True)
+        )
+        self._sums: dict[str, Tensor] = {}
+        self._validated = 0
+        self.branches: list[Branch] = []
+        self._container: Transient | None = None
+        self._loaded: dict[str, Any] | None = None
+
+    # ---- what a subclass says ------------------------------------------------------------------------------------
+    @abstractmethod
+    def progress(self, step: int, total: int) -> None:
+        """Set every branch's theta for an optimizer step."""
+
+    @abstractmethod
+    def penalty(self, module: L.LightningModule) -> Tensor:
+        """What joins the loss."""
+
+    def begin_anew(self, module: L.LightningModule) -> None:
+        """Undo what an earlier fit left; called for all branch strategies before any of them looks at the layers."""
+
+    def check_layer(self, layer: Layer) -> None:
+        """ValueError for a layer that this strategy cannot relax."""
+
+    def furnish(self, container: Transient) -> None:
+        """Change or add to what trains with the branches, with this strategy's own random numbers."""
+
+    # ---- the hold ------------------------------------------------------------------------------------------------
+    def take_hold(self, module: L.LightningModule, undo: ExitStack) -> None:
+        """Find and check every layer, then make the branches."""
+        layers = _measure(module, find_layers(module, self.layers))
+        for layer in layers:
+            if isinstance(layer.module, torch.jit.ScriptModule):
+                raise ValueError(
+                    f"layer {layer.name!r} is scripted and takes no hooks: relax it before torch.jit.script"
+                )
+            self.check_layer(layer)
+        container = Transient()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derived_generator(type(self).__name__, self.seed).initial_seed() % 2**31)
+            self.branches = [Branch(layer, make_branch(layer, self.branch, self.init_scale)) for layer in layers]
+            for b in self.branches:
+                like = next(b.layer.module.parameters(), next(module.parameters()))
+                b.network.to(device=like.device, dtype=like.dtype if like.dtype.is_floating_point else None)
+                b.theta = b.theta.to(like.device, element_dtype(like.device))
+                container[container_key(b.layer)] = b.network
+            self.furnish(container)
+        owner = _common_owner(module, [layer.name for layer in layers])
+        place = f"{CONTAINER}_{self.name}"
+        if hasattr(owner, place):
+            raise RuntimeError(
+                f"the branches of a strategy named {self.name!r} hang there already: name the second one otherwise"
+            )
+        setattr(owner, place, container)
+        self._container, self._broken_off = container, {}
+        undo.callback(self._forget, owner, place)
+        if self._loaded is not None:
+            container.load_own_state(self._loaded)
+        undo.callback(clip_apart(module, container.parameters()))
+        for b in self.branches:
+            undo.callback(hang(b))
+        undo.callback(
+            wrap_training_step(module, StepHooks(ready=self._ready, after=self._after(module), done=self._done))
+        )
+
+    def _forget(self, owner: nn.Module, place: str) -> None:
+        delattr(owner, place)
+        for b in self.branches:
+            b.active = False
+        never = [b.layer.name for b in self.branches if not b.ever_ran]
+        if never and any(b.ever_ran for b in self.branches):
+            rank_zero_warn(f"{type(self).__name__}: these layers never ran while training: {never}")
+        self._container, self._loaded = None, None
+
+    def _ready(self, batch: Any) -> None:
+        for b in self.branches:
+            b.start()
+
+    def _done(self) -> None:
+        for b in self.branches:
+            b.stop()
+
+    def _after(self, module: L.LightningModule) -> Any:
+        def after(batch: Any, loss: Tensor) -> Tensor:
+            total = loss + self.penalty(module)
+            for b in self.branches:
+                b.inputs = []
+                if not b.active or not b.calls:  # every parameter takes part in every step, as DDP demands
+                    total = total + 0 * sum(p.sum() for p in b.network.parameters())
+            return total
+
+        return after
+
+    def relax(self, theta: float) -> None:
+        """Set one level on all layers, in a loop without a Trainer; 0 is the strictly equivariant network."""
+        for b in self.branches:
+            b.set_theta(theta)
+
+    @contextmanager
+    def projected(self) -> Iterator[None]:
+        """Inside, the network is the strict one, theta = 0: to evaluate it in a loop without a Trainer."""
+        active = [b.active for b in self.branches]
+        try:
+            for b in self.branches:
+                b.active = False
+            yield
+        finally:
+            for b, was in zip(self.branches, active, strict=True):
+                b.active = was
+
+    # ---- Lightning's hooks ---------------------------------------------------------------------------------------
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Attach now, or as soon as a lazily built model is there: before the optimizers and before DDP."""
+        super().setup(trainer, pl_module, stage)
+        if stage != "fit":
+            return
+        callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        for callback in callbacks:
+            if isinstance(callback, BranchStrategy):
+                callback.begin_anew(pl_module)
+        earlier = callbacks[: callbacks.index(self)]
+        if any(isinstance(callback, WeightAveraging | StochasticWeightAveraging) for callback in earlier):
+            raise RuntimeError(f"weight averaging must come after {type(self).__name__} in the list of callbacks")
+        self.attach_early(pl_module)
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Check what only the optimizers can tell."""
+        super().on_fit_start(trainer, pl_module)
+        held = {id(p) for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"]}
+        assert self._container is not None
+        if any(id(p) not in held for p in self._container.parameters()):
+            raise RuntimeError(
+                f"{type(self).__name__}: no optimizer holds the branches of {[b.layer.name for b in self.branches]}: "
+                "give the optimizer "
+                "`self.parameters()`, or those of the module that holds these layers, in `configure_optimizers`"
+            )
+        for b in self.branches:
+            b.theta = b.theta.to(pl_module.device)
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Project, unless the relaxed network is to be validated."""
+        self._sums, self._validated = {}, 0
+        if self.evaluate != "relaxed":
+            self._temporary.enter_context(self.projected())
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """With "both": what the step logs projected and relaxed, and how equivariant the relaxed network is."""
+        if self.evaluate != "both" or trainer.sanity_checking:
+            return
+        with trainer.precision_plugin.forward_context(), recording_paused(), self.projected(), ExitStack() as undo:
+            projected = silent_validation_step(pl_module, batch, batch_idx, dataloader_idx)
+            for b in self.branches:
+                b.active = bool(b.theta)
+            if self.metric is not None:
+                network = find_network(pl_module, self.network)
+                recorder = CallRecorder(network)
+                undo.callback(recorder.remove)
+                recorder.start()
+            relaxed = silent_validation_step(pl_module, batch, batch_idx, dataloader_idx)
+            if self.metric is not None:
+                self.metric.to(pl_module.device)
+                for call in recorder.stop():
+                    self.metric.update(network, *call.args, **call.kwargs)
+        for key, value in relaxed.items():
+            gap = value - projected[key]
+            for name, part in ((f"relaxed/{key}", value), (f"projection_gap/{key}", gap)):
+                self._sums[name] = self._sums.get(name, torch.zeros_like(part)) + part
+        self._validated += 1
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Log the means over batches."""
+        values: dict[str, Any] = {name: total / self._validated for name, total in self._sums.items()}
+        if self.metric is not None and self._validated:
+            values["relaxed/equivariance_error"] = self.metric.compute()
+            self.metric.reset()
+        pl_module.log_dict({f"{self.name}/{name}": value for name, value in values.items()}, sync_dist=True)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Relax again."""
+        self._temporary.close()
+
+    def own_state(self) -> dict[str, Any]:
+        """The branches' weights."""
+        return self._broken_off if self._container is None else {"branches": self._container.own_state()}
+
+    def load_own_state(self, state: dict[str, Any]) -> None:
+        """Branches from a checkpoint; kept for the attachment if that comes later."""
+        self._loaded = state["branches"]
+        if self._container is not None:
+            self._container.load_own_state(self._loaded)
+
+
+def _measure(module: L.LightningModule, layers: list[Layer]) -> list[Layer]:
+    """Layers with the shapes of their features, read off one call with the module's example input where need be."""
+    unknown = [layer for layer in layers if layer.in_features is None or layer.out_features is None]
+    if not unknown:
+        return layers
+    example = module.example_input_array
+    if example is None:
+        raise ValueError(
+            f"the sizes of {[layer.name for layer in unknown]} cannot be read off the layers: set "
+            "`self.example_input_array` on the module for one dry call, or say "
+            "their representations, layers={name: (inputs, outputs)}"
+        )
+    seen: dict[str, tuple[Tensor, Tensor]] = {}
+    with ExitStack() as stack, torch.no_grad():
+        for layer in unknown:
+
+            def look(_: nn.Module, args: Any, kwargs: Any, output: Any, name: str = layer.name) -> None:
+                x, f_x = first_tensor(args, kwargs), first_tensor((output,), {})
+                if x is not None and f_x is not None:
+                    seen[name] = (x, f_x)
+
+            stack.callback(layer.module.register_forward_hook(look, with_kwargs=True).remove)
+        with evaluating(module):
+            args = example if isinstance(example, tuple) else (example,)
+            module(**example) if isinstance(example, dict) else module(*args)
+    if missing := [layer.name for layer in unknown if layer.name not in seen]:
+        raise ValueError(
+            f"layers {missing} did not run on the module's `example_input_array`, or map no tensor to a tensor"
+        )
+
+    def features(layer: Layer, x: Tensor) -> tuple[int, ...]:
+        return tuple(x.shape[1 : -layer.grid]) if layer.grid else tuple(x.shape[d] for d in layer.dims)
+
+    return [
+        replace(
+            layer, in_features=features(layer, seen[layer.name][0]), out_features=features(layer, seen[layer.name][1])
+        )
+        if layer.name in seen
+        else layer
+        for layer in layers
+    ]
+
+
+def container_key(layer: Layer) -> str:
+    """The name of a layer's branch in the container, where a name has no dots."""
+    return layer.name.replace(".", "-")
+
+
+def _common_owner(module: nn.Module, names: list[str]) -> nn.Module:
+    """The innermost module that holds all of these, so that its `parameters()` hold the branches too."""
+    places = {name.replace("_orig_mod.", ""): name for name, _ in module.named_modules()}
+    parents = [places[name].split(".")[:-1] for name in names]
+    common: list[str] = []
+    for words in zip(*parents, strict=False):
+        if len(set(words)) > 1:
+            break
+        common.append(words[0])
+    owner = module.get_submodule(".".join(common))
+    # what runs or lists its children must not get one more, and a compiled module hands it on to what it wraps
+    while isinstance(owner, nn.ModuleDict | nn.Sequential) or _is_numbered(owner) or hasattr(owner, "_orig_mod"):
+        common.pop()
+        owner = module.get_submodule(".".join(common))
+    return owner
+
+
+def _is_numbered(module: nn.Module) -> bool:
+    """Whether this is a list or a sequence of modules: torch's, escnn's or anybody's."""
+    names = [name for name, _ in module.named_children()]
+    return bool(names) and all(name.isdigit() for name in names)

@@ -1,0 +1,1 @@
+"""ConstraintRelaxation: a non-equivariant term that rises, decays and is gone at the end."""

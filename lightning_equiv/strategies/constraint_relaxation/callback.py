@@ -1,0 +1,139 @@
+"""ConstraintRelaxation: a non-equivariant term on equivariant layers that rises, decays and is gone at the end."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import lightning as L
+from torch import Tensor
+
+from lightning_equiv._checks import check_number
+from lightning_equiv.groups.group import Group
+from lightning_equiv.layers.choose import Layer, Layers
+from lightning_equiv.strategies.branch_callback import BranchStrategy, Evaluate
+from lightning_equiv.strategies.constraint_relaxation.penalties import penalties
+from lightning_equiv.strategies.constraint_relaxation.schedule import SCHEDULES, Schedule, level
+from lightning_equiv.symmetry.symmetry import Symmetry
+
+
+class ConstraintRelaxation(BranchStrategy):
+    r"""Constraint relaxation: equivariant layers may break their symmetry for a while, and end strictly equivariant.
+
+        f_l(x) + theta W_l x        theta = peak * schedule(progress): one scalar for all layers, exactly 0 at the end
+        L = L_task + sum_l [ lie_weight sqrt( mean_x sum_i |C_i x|^2 ) + norm_weight sqrt( mean_x |W_l x|^2 ) ]
+        C_i = W drho_in(A_i) - drho_out(A_i) W,    A_i a basis of the Lie algebra (for finite groups: generators g_i)
+
+    The first penalty, the Lie derivative of W, is 0 where W is equivariant; the second bounds what is lost when the
+    branch is
+    dropped. x is held constant in both. The schedule ends at `end` of the run, so that the strict network has the
+    rest of it, and of the learning rate, to itself. Checkpoints and validation are the strict network's throughout.
+
+    The defaults differ from the paper's: strong penalties and an early end, chosen on validation so that relaxing does
+    no harm; see the docs for what was measured. `ConstraintRelaxation.published` has the settings of the paper.
+
+    Logs `constraint_relaxation/theta`, `/lie_penalty`, `/norm_penalty`; with evaluate="both" also `/relaxed/...`, what
+    the relaxed network would have logged in validation, `/projection_gap/...`, how far that is from the strict
+    network's, and `/relaxed/equivariance_error` where a `Symmetry` is given.
+
+    Args:
+        symmetry: the group (or its name, "SO(3)", or a `Symmetry`) that the layers are equivariant to.
+        layers: which layers: a glob on dotted names ("net.layers.*.update"), a type, a predicate, a list of these; or a
+            dict from globs to (input, output) representations for layers that do not know theirs. Best: the linear
+            maps before nonlinearities.
+        network: dotted name of the network that a `Symmetry` is of, to measure the relaxed one.
+        schedule: "triangle" (0 -> 1 -> 0), "linear" or "cosine" (1 -> 0), or a function of progress 0 .. 1.
+        peak: largest theta.
+        end: part of the run after which theta is 0.
+        lie_weight: weight of the Lie penalty, in units of the task loss.
+        norm_weight: weight of the norm penalty.
+        branch: "linear" (a convolution beside a convolution) or "mlp".
+        init_scale: size of W x over that of x at the start.
+        evaluate: "projected", "relaxed" or "both".
+        horizon: optimizer steps of the whole run, where the Trainer cannot know them.
+        seed: of the branches' first weights.
+        name: prefix of what is logged.
+
+    Raises:
+        ValueError: no layer matches; a layer's representation is unknown and lie_weight > 0; an endless run.
+        RuntimeError: an optimizer that does not hold the branches; manual optimisation; FSDP or DeepSpeed.
+
+    Examples:
+        >>> relaxation = ConstraintRelaxation("SO(3)", layers="net.layers.*.update")
+        >>> trainer = L.Trainer(callbacks=[relaxation], logger=False, enable_checkpointing=False)
+
+    Reference:
+        @inproceedings{pertigkiozoglou2024improving,
+          title={Improving Equivariant Model Training via Constraint Relaxation},
+          author={Pertigkiozoglou, Stefanos and Chatzipantazis, Evangelos and Trivedi, Shubhendu and Daniilidis,
+          Kostas}, booktitle={Advances in Neural Information Processing Systems}, year={2024}, note={arXiv:2408.13242}}
+    """
+
+    def __init__(
+        self,
+        symmetry: Symmetry | Group | str,
+        layers: Layers,
+        network: str = "",
+        *,
+        schedule: Literal["triangle", "linear", "cosine"] | Schedule = "triangle",
+        peak: float = 1.0,
+        end: float = 0.5,
+        lie_weight: float = 1.0,
+        norm_weight: float = 1.0,
+        branch: Literal["linear", "mlp"] = "linear",
+        init_scale: float = 0.01,
+        evaluate: Evaluate = "projected",
+        horizon: int | None = None,
+        seed: int = 0,
+        name: str = "constraint_relaxation",
+    ) -> None:
+        super().__init__(
+            layers,
+            branch=branch,
+            init_scale=init_scale,
+            evaluate=evaluate,
+            symmetry=symmetry,
+            network=network,
+            horizon=horizon,
+            name=name,
+            seed=seed,
+        )
+        if not callable(schedule) and not (isinstance(schedule, str) and schedule in SCHEDULES):
+            raise ValueError(f"expected schedule to be one of {sorted(SCHEDULES)} or a callable, got {schedule!r}")
+        check_number("end (part of the run)", end, above=0, most=1)
+        for key, value in (("peak", peak), ("lie_weight", lie_weight), ("norm_weight", norm_weight)):
+            check_number(key, value, least=0)
+        self.schedule: Schedule = schedule if callable(schedule) else SCHEDULES[schedule]
+        self.peak, self.end = peak, end
+        self.lie_weight, self.norm_weight = lie_weight, norm_weight
+
+    @classmethod
+    def published(cls, symmetry: Symmetry | Group | str, layers: Layers, **changes: Any) -> ConstraintRelaxation:
+        """The settings of the paper: a triangle to theta = 1 over the whole run, both weights 0.01."""
+        settings = {"schedule": "triangle", "peak": 1.0, "end": 1.0, "lie_weight": 0.01, "norm_weight": 0.01}
+        return cls(symmetry, layers, **{**settings, **changes})
+
+    def check_layer(self, layer: Layer) -> None:
+        if self.lie_weight > 0 and (layer.inputs is None or layer.outputs is None):
+            raise ValueError(
+                f"layer {layer.name!r} ({type(layer.module).__name__}) does not say how {self.group} moves its "
+                f"features, which lie_weight > 0 needs: write layers={{{layer.name!r}: (inputs, outputs)}} with irreps "
+                "such as '16x0e+8x1o' or representations, or lie_weight=0"
+            )
+        if self.lie_weight > 0:
+            for representation in (layer.inputs, layer.outputs):
+                assert representation is not None
+                representation.check_group(self.group)
+
+    def progress(self, step: int, total: int) -> None:
+        theta = self.peak * level(self.schedule, step, total, self.end)
+        for b in self.branches:
+            b.set_theta(theta)
+
+    def penalty(self, module: L.LightningModule) -> Tensor:
+        theta = self.branches[0].theta
+        if not any(b.active for b in self.branches):
+            self.log_values(module, {"theta": theta}, batch_size=1)
+            return theta.new_zeros(())
+        lie, norm = penalties(self.branches, self.group if self.lie_weight > 0 else None)
+        self.log_values(module, {"theta": theta, "lie_penalty": lie, "norm_penalty": norm}, batch_size=1)
+        return self.lie_weight * lie + self.norm_weight * norm

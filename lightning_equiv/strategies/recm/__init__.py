@@ -1,0 +1,1 @@
+"""RECM: a recurrent state per layer that learns how much to relax."""

@@ -1,0 +1,397 @@
+"""RECM: a recurrent state per layer that learns how much to relax."""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
+from lightning_utilities.core.rank_zero import rank_zero_info
+from torch import Tensor, nn
+
+from lightning_equiv._checks import check_number
+from lightning_equiv.groups.group import Group
+from lightning_equiv.layers.branch import normalised
+from lightning_equiv.layers.choose import Layer, Layers
+from lightning_equiv.layers.hidden_parameters import Transient
+from lightning_equiv.layers.relaxed_layer import RelaxedLayer, replace_layers, without_branches
+from lightning_equiv.representations.representation import Representation
+from lightning_equiv.strategies.branch_callback import BranchStrategy, Evaluate, container_key
+from lightning_equiv.strategies.recm.critic import Statistic, draw_elements, target_size
+from lightning_equiv.strategies.recm.recurrence import Recurrence, Step
+from lightning_equiv.strategies.recm.report import judge, strict, told, write
+from lightning_equiv.strategies.remul.callback import Target
+from lightning_equiv.symmetry.symmetry import Symmetry
+from lightning_equiv.symmetry.tree import describe, lookup
+from lightning_equiv.wiring.override import override
+
+
+class RECM(BranchStrategy):
+    r"""Recurrent equivariant constraint modulation: every layer learns from the data how much of its symmetry to keep.
+
+        f_l(x) + theta_l n_l(x)                            n_l normalised, so that it cannot undo a small theta
+        s = mean_i [ u(z_i) - mean_m u(T_{g_im} z_i) ]     z = (x, y): the layer's input and the task's target
+        h <- (1 - b) h + b s                               T_g (x, y) = (rho_l(g) x, rho_Y(g) y)
+        theta_l = < w / |w|, h >                           b = `gain`, then linearly to 0 from half of the run on
+
+    with u a small 1-Lipschitz network, w a vector, h a state per layer; all learned from the task's loss alone. In the
+    limit |theta_l| <= W1(p_l, p̄_l), how far the law p_l of (x, y) is from its average over the group: where inputs and
+    targets are exactly symmetric theta goes to 0, the branch is dropped and the layer is strictly equivariant. The
+    proof is in the docs. **The update equations are this library's own**: those of the paper were not at hand, the
+    guarantee is the one that it states. No number of the paper is reproduced here.
+
+    Train on data that is as symmetric as its law: a finite sample of a symmetric law is not itself symmetric, and u can
+    see that; add `GroupAugmentation` where the symmetry is exact.
+
+    Logs `recm/theta/LAYER` and `recm/violation/LAYER`, the length of s; at the end `verdict` says which layers became
+    strict, is printed, and is written to `recm_verdict.json` in the logger's folder.
+
+    With finalize="keep" each layer whose |theta| is at least `threshold` is a `RelaxedLayer` after `fit`, an ordinary
+    module; the others are the user's. Checkpoints written while training hold the user's weights under the user's keys,
+    and branches and states with the callback: `trainer.test(ckpt_path=...)` puts them together, and so does
+    `restore` without a Trainer.
+
+    Args:
+        symmetry: the group (or its name), or a `Symmetry`, which also says how targets move: as its `batch` says at
+            `target`, or like its outputs. Compact; for translations centre the data and take the rotations.
+        layers: which layers, as for `ConstraintRelaxation`.
+        network: dotted name of the network that a `Symmetry` is of.
+        target: where the label is in the batch, as for `REMUL`; None takes each layer's own output, moved as its
+            outputs are.
+        branch: "linear" (over its spectral norm; a convolution beside a convolution) or "mlp" (output of RMS 1).
+        gain: b of the first half.
+        num_samples: M, group elements for each row; a group of at most 16 elements is summed over.
+        statistic_width: hidden width of u.
+        state_dim: length of h.
+        start: "relaxed" from theta = 1, or "equivariant" from theta = 0.
+        threshold: |theta| under which a branch counts for nothing, in evaluation and at the end.
+        finalize: "keep" what is above the threshold, or "drop" all branches.
+        max_rows: rows of a layer that s is averaged over, evenly spaced.
+        evaluate: "projected", "relaxed" (with the branches above the threshold) or "both".
+        horizon: optimizer steps of the whole run, where the Trainer cannot know them.
+        seed: of first weights and draws.
+        name: prefix of what is logged.
+
+    Raises:
+        ValueError: no layer matches; a representation that is not known; a group that is not compact; an endless run.
+        RuntimeError: an optimizer that does not hold the branches; manual optimisation; FSDP or DeepSpeed.
+
+    Examples:
+        >>> symmetry = Symmetry("SO(3)", inputs="1o", outputs="1o")
+        >>> recm = RECM(symmetry, layers="net.layers.*.update", network="net", target=1)  # batches are (x, y)
+        >>> trainer = L.Trainer(callbacks=[recm], logger=False, enable_checkpointing=False)
+
+    Reference:
+        @inproceedings{pertigkiozoglou2026recurrent,
+          title={Recurrent Equivariant Constraint Modulation: Learning Per-Layer Symmetry Relaxation from Data},
+          author={Pertigkiozoglou, Stefanos and Petrache, Mircea and Trivedi, Shubhendu and Daniilidis, Kostas},
+          booktitle={Proceedings of the 43rd International Conference on Machine Learning}, series={PMLR}, volume={306},
+          pages={98322--98341}, year={2026}, note={arXiv:2602.02853}}
+    """
+
+    def __init__(
+        self,
+        symmetry: Symmetry | Group | str,
+        layers: Layers,
+        network: str = "",
+        *,
+        target: Target | None = None,
+        branch: Literal["linear", "mlp"] = "linear",
+        gain: float = 0.02,
+        num_samples: int = 4,
+        statistic_width: int = 32,
+        state_dim: int = 8,
+        start: Literal["relaxed", "equivariant"] = "relaxed",
+        threshold: float = 1e-3,
+        finalize: Literal["keep", "drop"] = "keep",
+        max_rows: int = 512,
+        evaluate: Evaluate = "relaxed",
+        horizon: int | None = None,
+        seed: int = 0,
+        name: str = "recm",
+    ) -> None:
+        super().__init__(
+            layers,
+            branch=branch,
+            init_scale=1.0,
+            evaluate=evaluate,
+            symmetry=symmetry,
+            network=network,
+            horizon=horizon,
+            name=name,
+            seed=seed,
+        )
+        if not self.group.compact:
+            raise ValueError(
+                f"expected a compact group, got {self.group}, over which nothing can be averaged: centre the data and "
+                "take the rotations, e.g. 'SO(3)' in place of 'SE(3)'"
+            )
+        check_number("gain", gain, above=0, below=1)
+        check_number("threshold", threshold, least=0)
+        if start not in ("relaxed", "equivariant") or finalize not in ("keep", "drop"):
+            raise ValueError(
+                "expected start to be 'relaxed' or 'equivariant' and finalize to be 'keep' or 'drop', got "
+                f"{start=}, {finalize=}"
+            )
+        sizes = {
+            "num_samples": num_samples,
+            "max_rows": max_rows,
+            "state_dim": state_dim,
+            "statistic_width": statistic_width,
+        }
+        for key, value in sizes.items():
+            check_number(key, value, least=1, whole=True)
+        self.target, self.gain, self.num_samples = target, gain, num_samples
+        self.statistic_width, self.state_dim, self.start = statistic_width, state_dim, start
+        self.threshold, self.finalize, self.max_rows = threshold, finalize, max_rows
+        self.target_representation = self._declared()
+        moved = self.target_representation
+        self.target_size = None if moved is None else target_size(moved, self.group)
+        self.verdict: list[dict[str, Any]] = []
+        self._gain, self._step, self._total_steps = gain, 0, 0
+        self.recurrences: dict[str, Recurrence] = {}
+        self._loaded_states: dict[str, Any] | None = None
+        self._now: Step | None = None
+        self._saved: dict[str, Any] | None = None  # the state when training ended
+        self._put_back: Callable[[], None] | None = None
+        self._finished: weakref.ref[nn.Module] | None = None  # the module of that training
+
+    def _declared(self) -> Representation | None:
+        """How the group moves the target."""
+        if self.target is None:
+            return None
+        for spec in () if self.symmetry is None else (self.symmetry.batch, self.symmetry.outputs):
+            if not isinstance(spec, Representation) and not callable(self.target):
+                with suppress(ValueError):
+                    spec = lookup(spec, self.target)
+            if isinstance(spec, Representation):
+                return spec
+        raise ValueError(
+            f"how the group moves target={self.target!r} is not declared: pass a Symmetry whose `batch` names it, e.g. "
+            f"Symmetry({str(self.group)!r}, inputs=..., outputs=..., batch={{..., {self.target!r}: '1o'}}), or whose "
+            "`outputs` are one representation"
+        )
+
+    # ---- what the branch strategy asks ---------------------------------------------------------------------------
+    def check_layer(self, layer: Layer) -> None:
+        """How inputs move must be known, and how outputs do where they stand for the target."""
+        if isinstance(layer.module, RelaxedLayer):
+            raise ValueError(
+                f"layer {layer.name!r} is relaxed already: put its `layer` back, or fit with the same RECM"
+            )
+        needed = [layer.inputs] if self.target is not None else [layer.inputs, layer.outputs]
+        for representation in needed:
+            if representation is None:
+                raise ValueError(
+                    f"layer {layer.name!r} ({type(layer.module).__name__}) does not say how {self.group} moves its "
+                    f"features: write layers={{{layer.name!r}: (inputs, outputs)}} with irreps such as '16x0e+8x1o' or "
+                    "representations"
+                )
+            representation.check_group(self.group)
+
+    def furnish(self, container: Transient) -> None:
+        """Normalise the branches; u, w and a state for each."""
+        self.recurrences = {}
+        for b in self.branches:
+            b.network = container[container_key(b.layer)] = normalised(b.network)
+            dim = math.prod(b.layer.in_features or ()) + (self.target_size or math.prod(b.layer.out_features or ()))
+            statistic = Statistic(dim, self.statistic_width, self.state_dim).to(b.theta.device)
+            container[f"{container_key(b.layer)}-statistic"] = statistic
+            self.recurrences[b.layer.name] = Recurrence(
+                b, statistic, self.target_representation, self.max_rows, self.start == "relaxed"
+            )
+            b.level = self._make_level(self.recurrences[b.layer.name])
+            b.active = True
+
+    def take_hold(self, module: L.LightningModule, undo: ExitStack) -> None:
+        super().take_hold(module, undo)
+        self._load_states(self._loaded_states or {})
+
+    def _load_states(self, states: Mapping[str, Any]) -> None:
+        for name, state in states.items():
+            self.recurrences[name].load(state)
+        self._loaded_states = None
+        self.commit()
+
+    def progress(self, step: int, total: int) -> None:
+        """The gain of an optimizer step; the states take up what was seen since the last."""
+        if step != self._step:
+            self.commit()
+        self._step, self._total_steps = step, total
+        for b in self.branches:
+            b.active = True
+        self._gain = self.gain * min(1.0, max(0.0, 2 * (1 - step / total)))
+
+    def commit(self) -> None:
+        """H <- (1 - b) h + b s, once for every optimizer step."""
+        for recurrence in self.recurrences.values():
+            recurrence.commit(self._gain)
+
+    def penalty(self, module: L.LightningModule) -> Tensor:
+        """Nothing joins the loss; theta and the violation of every layer are logged."""
+        values = {f"theta/{b.layer.name}": b.theta for b in self.branches}
+        values |= {f"violation/{name}": r.pending[-1][0].norm() for name, r in self.recurrences.items() if r.pending}
+        self.log_values(module, values, batch_size=1)
+        zero = self.branches[0].theta.new_zeros(())
+        idle = [p for r in self.recurrences.values() if not r.branch.calls for p in r.statistic.parameters()]
+        return zero + 0 * sum(p.sum() for p in idle)
+
+    # ---- a training step -----------------------------------------------------------------------------------------
+    def _ready(self, batch: Any) -> None:
+        device, samples = self.branches[0].theta.device, self.num_samples
+        elements = draw_elements(self.group, samples, self.max_rows, self.generator, device)
+        self._now = Step(self._gain, None if self.target is None else self._target(batch), elements)
+        super()._ready(batch)
+
+    def _done(self) -> None:
+        super()._done()
+        self._now = None
+
+    def _target(self, batch: Any) -> Tensor:
+        assert self.target is not None
+        y = self.target(batch) if callable(self.target) else lookup(batch, self.target)
+        if not isinstance(y, Tensor):
+            raise ValueError(f"target={self.target!r}: expected a tensor, got {describe(y)}")
+        return y
+
+    def _make_level(self, recurrence: Recurrence) -> Callable[[Tensor, Tensor], Tensor]:
+        def level(x: Tensor, f_x: Tensor) -> Tensor:
+            assert self._now is not None
+            with torch.autocast(x.device.type, enabled=False):
+                return recurrence.level(self._now, x, f_x)
+
+        disabled: Callable[[Tensor, Tensor], Tensor] = torch.compiler.disable(level)  # a break in a compiled graph
+        return disabled
+
+    # ---- Lightning's hooks ---------------------------------------------------------------------------------------
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """For `fit` begin (again) from the user's layers; for anything else wait for a checkpoint with our state."""
+        if stage == "fit":
+            if self.finalize == "keep" and isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
+                raise RuntimeError(
+                    f"{type(self).__name__}: processes that are forked or spawned bring back weights under the "
+                    "module's own keys only: expected finalize='drop' there, or strategy='ddp'"
+                )
+            super().setup(trainer, pl_module, stage)
+        before = pl_module.on_load_checkpoint
+
+        def on_load_checkpoint(checkpoint: dict[str, Any]) -> None:
+            before(checkpoint)
+            checkpoint["state_dict"] = without_branches(checkpoint["state_dict"])  # if saved after a fit
+            if stage != "fit":
+                self.begin_anew(pl_module)
+                self.detach()
+                state = checkpoint.get("callbacks", {}).get(self.state_key)
+                if state:
+                    self.load_state_dict(state)
+                    self.attach(pl_module)
+                    self._project()
+
+        self._temporary.callback(override(pl_module, "on_load_checkpoint", on_load_checkpoint))
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """The states move once an optimizer step, before anything is validated or saved."""
+        if trainer.global_step != self._step:
+            self.commit()
+            self._step = trainer.global_step
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Project, or leave the branches that count."""
+        super().on_validation_start(trainer, pl_module)
+        if self.evaluate == "relaxed":
+            self._temporary.enter_context(self.projected())
+            self._project()
+
+    def _project(self) -> None:
+        for b in self.branches:
+            b.active = not strict(b, self.threshold)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """The verdict on every layer."""
+        self._conclude()
+        if trainer.loggers and trainer.log_dir is not None:
+            write(Path(trainer.log_dir) / f"{self.name}_verdict.json", self.verdict)
+
+    def _conclude(self) -> None:
+        self.verdict = judge(self.branches, self.threshold)
+        rank_zero_info(told(type(self).__name__, self.verdict, self.gain, self._total_steps))
+        self._saved = self.own_state()
+
+    def finish(self, module: L.LightningModule) -> None:
+        """The verdict after a training without a Trainer; what is above the threshold stays as modules."""
+        self.commit()
+        self._conclude()
+        self.detach()
+        self._finalize(module)
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Detach; what is left of a training that came to its end stays as modules."""
+        finished = self._undo is not None and (stage != "fit" or self._saved is not None)
+        if finished:
+            self._saved = self.own_state()
+        super().teardown(trainer, pl_module, stage)
+        if finished:
+            self._finalize(pl_module)
+
+    def _finalize(self, module: L.LightningModule) -> None:
+        self._finished = weakref.ref(module)
+        kept = [b for b in self.branches if not strict(b, self.threshold)]
+        if self.finalize == "keep" and kept:
+            self._put_back = replace_layers(module, kept)
+
+    def begin_anew(self, module: L.LightningModule) -> None:
+        """The module's own layers again, and the state of its training that ended; another module begins anew."""
+        put_back, saved = self._put_back, self._saved
+        self._put_back, self._saved = None, None
+        if self._finished is None or self._finished() is not module:
+            return
+        if put_back is not None:
+            put_back()
+        if saved is not None:
+            self.load_own_state(saved)
+
+    def restore(self, module: L.LightningModule, checkpoint: Mapping[str, Any]) -> None:
+        """Weights and relaxed layers of a checkpoint, without a Trainer.
+
+        Args:
+            module: as it was before training.
+            checkpoint: `torch.load(path)` of a file that a Trainer with this strategy wrote, during `fit` or after.
+
+        Raises:
+            ValueError: the checkpoint holds no state of a strategy of this name.
+        """
+        state = checkpoint.get("callbacks", {}).get(self.state_key)
+        if not state:
+            raise ValueError(
+                f"expected a checkpoint with the state of {self.state_key}, got one with "
+                f"{sorted(checkpoint.get('callbacks', {}))}"
+            )
+        self.begin_anew(module)
+        module.load_state_dict(without_branches(checkpoint["state_dict"]))
+        self.load_state_dict(state)
+        self.attach(module)
+        self._saved = self.own_state()
+        self.detach()
+        self._finalize(module)
+
+    def own_state(self) -> dict[str, Any]:
+        """The branches' weights, u, w, and the state of every layer; after a training those of its end."""
+        if self._container is None:
+            return self._saved or self._broken_off
+        layers = {name: recurrence.state() for name, recurrence in self.recurrences.items()}
+        return {**super().own_state(), "layers": layers, "step": self._step}
+
+    def load_own_state(self, state: dict[str, Any]) -> None:
+        """Branches, u, w and states from a checkpoint; kept for the attachment if that comes later."""
+        super().load_own_state(state)
+        self._loaded_states, self._step = state["layers"], state["step"]
+        if self._container is not None:
+            self._load_states(self._loaded_states)

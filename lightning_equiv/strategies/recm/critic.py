@@ -1,0 +1,260 @@
+"""How far the joint law of a layer's inputs and targets is from symmetric, as a learned 1-Lipschitz function sees it.
+
+    s = mean_i [ u(z_i) - (1/M) sum_m u(T_{g_im} z_i) ]      z = [x / rms(x); y / rms(y)] / sqrt(dim)
+    T_g (x, y) = (rho(g) x, rho_Y(g) y),                     g_im uniform on the group
+
+The mean of s over data and group elements is E_p u - E_p̄ u with p the law of z and p̄ its average over the group. It
+is 0 for every u where p is symmetric, and no longer than W1(p, p̄) where u is 1-Lipschitz (Kantorovich, Rubinstein).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import torch
+from e3nn import o3
+from torch import Tensor, nn
+
+from lightning_equiv.groups.element import GroupElement
+from lightning_equiv.groups.group import Group
+from lightning_equiv.layers.branch import Branch
+from lightning_equiv.representations.representation import (
+    CartesianTensor,
+    Factor,
+    Invariant,
+    IrrepsTensor,
+    Point,
+    Representation,
+)
+
+GELU_SLOPE = 1.1289042  # the largest slope of GELU, at sqrt(2)
+FULL_SUM = 16  # elements of a finite group up to which all are taken
+INVARIANT_SIZE = 32  # numbers that stand for a target that nothing moves
+
+
+class Statistic(nn.Module):
+    """u, a 1-Lipschitz function of z, and the direction w / |w| in which the state is read.
+
+    Args:
+        dim: length of z.
+        width: of the hidden layer.
+        state_dim: length of u(z).
+    """
+
+    def __init__(self, dim: int, width: int, state_dim: int) -> None:
+        super().__init__()
+        self.inner = nn.Linear(dim, width)
+        self.outer = nn.Linear(width, state_dim, bias=False)
+        self.w = nn.Parameter(torch.randn(state_dim))
+
+    def forward(self, z: Tensor) -> Tensor:
+        """V gelu(U z + b) / 1.13 with |U| = |V| = 1: u(z) (n, state_dim) of z (n, dim)."""
+        return self.read(nn.functional.linear(z, unit(self.inner.weight.to(z))))
+
+    def read(self, projected: Tensor) -> Tensor:
+        """V gelu(U z + b) / 1.13 of U z (n, width)."""
+        hidden = nn.functional.gelu(projected + self.inner.bias.to(projected)) / GELU_SLOPE
+        return nn.functional.linear(hidden, unit(self.outer.weight.to(projected)))
+
+    def direction(self) -> Tensor:
+        """W / |w|."""
+        return nn.functional.normalize(self.w, dim=0)
+
+
+def unit(weight: Tensor) -> Tensor:
+    """A matrix over its spectral norm, exactly: the root of the largest eigenvalue of W W^T."""
+    norm = torch.linalg.eigvalsh((weight @ weight.mT).nan_to_num())[
+        -1
+    ].sqrt()  # weights of NaN stay so, without a crash
+    return weight / norm
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Group elements for the rows of a step: M for each row, the n of m = 1 first.
+
+    Attributes:
+        elements: at least M n of them.
+        times: M.
+    """
+
+    elements: GroupElement
+    times: int
+    _matrices: dict[str, Tensor] = field(default_factory=dict)
+
+    def matrix(self, ir: o3.Irrep, n: int, like: Tensor) -> Tensor:
+        """(n, M, d d) entries D[i, j] of the irrep for n rows; reckoned once."""
+        key = f"{ir} {n}"
+        if key not in self._matrices:
+            eye = torch.eye(ir.dim, device=like.device, dtype=like.dtype).expand(n * self.times, -1, -1)
+            columns = IrrepsTensor(o3.Irreps([(1, ir)]))(self.elements[: n * self.times], eye)  # [m n, j, i]
+            self._matrices[key] = columns.mT.reshape(self.times, n, -1).transpose(0, 1)
+        return self._matrices[key]
+
+
+def draw_elements(
+    group: Group, times: int, max_rows: int, generator: Callable[[], torch.Generator], device: torch.device
+) -> Callable[[int], Draw]:
+    """Elements for a step: from a number of rows, the whole of a small finite group for each, or `times` of its own.
+
+    Args:
+        group: whose.
+        times: M.
+        max_rows: most rows that will be asked for.
+        generator: makes the generator that draws.
+        device: where the elements are wanted.
+    """
+    order = group.order
+    if order is not None and order <= FULL_SUM:
+        every, numbers = group.elements(device=device), torch.arange(order, device=device)
+        return lambda rows: Draw(every[numbers.repeat_interleave(rows)], order)
+    draw = Draw(group.sample(times * max_rows, generator=generator(), device=device), times)
+    return lambda rows: draw
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Things that a group moves, one in each row.
+
+    Attributes:
+        values: (n, numbers).
+        shape: what the representation takes a row for.
+        representation: how an element moves (n, *shape).
+    """
+
+    values: Tensor
+    shape: tuple[int, ...]
+    representation: Representation
+
+    def take(self, index: Tensor) -> Rows:
+        """Some of the rows."""
+        return replace(self, values=self.values[index])
+
+    def moved(self, draw: Draw) -> Tensor:
+        """(M n, numbers): the rows M times over, each moved by its own element."""
+        again = self.values.repeat(draw.times, 1)
+        return self.representation(draw.elements[: len(again)], again.unflatten(1, self.shape)).flatten(1)
+
+    def projected(self, weight: Tensor, draw: Draw | None = None) -> Tensor:
+        """The rows, or what the elements make of them, times `weight` (width, numbers): (n, width) or (M n, width)."""
+        if draw is None or isinstance(self.representation, Invariant):
+            projected = nn.functional.linear(self.values, weight)
+            return projected if draw is None else projected.repeat(draw.times, 1)
+        if isinstance(self.representation, IrrepsTensor) and self.representation.dim == -1:
+            return self._projected_irreps(weight, self.representation.irreps, draw)
+        return nn.functional.linear(self.moved(draw), weight)
+
+    def _projected_irreps(self, weight: Tensor, irreps: o3.Irreps, draw: Draw) -> Tensor:
+        """W rho(g) x = sum_ij D_ij(g) (sum_c W_ci x_cj): channels are summed before anything turns, once for all M."""
+        n, width = len(self.values), len(weight)
+        x, w = (t.reshape(len(t), -1, irreps.dim) for t in (self.values, weight))
+        total = None
+        for (_, ir), block in zip(irreps, irreps.slices(), strict=True):
+            x_b, w_b = (t[..., block].reshape(len(t), -1, ir.dim) for t in (x, w))  # (n or width, channels, d)
+            if ir.l == 0 and ir.p == 1:
+                part = (x_b.flatten(1) @ w_b.flatten(1).mT)[:, None].expand(n, draw.times, width)
+            else:
+                sums = x_b.mT.reshape(n * ir.dim, -1) @ w_b.permute(1, 2, 0).flatten(1)  # [n j, i width]
+                sums = sums.view(n, ir.dim, ir.dim, width).transpose(1, 2).reshape(n, ir.dim**2, width)
+                part = draw.matrix(ir, n, sums) @ sums
+            total = part if total is None else total + part
+        assert total is not None
+        return total.transpose(0, 1).reshape(draw.times * n, width)
+
+
+def feature_rows(branch: Branch, x: Tensor, side: str) -> Rows:
+    """A layer's inputs ("in") or outputs ("out") as rows; a convolution's are averaged over the grid."""
+    layer = branch.layer
+    representation, features = (
+        (layer.inputs, layer.in_features) if side == "in" else (layer.outputs, layer.out_features)
+    )
+    assert representation is not None
+    assert features is not None
+    rows = branch.rows(x.detach())
+    if layer.grid:
+        rows = rows.flatten(2).mean(-1)
+    return Rows(wide(rows), (*features, *[1] * layer.grid), representation)
+
+
+def target_rows(y: Tensor, representation: Representation, count: int, dtype: torch.dtype | None = None) -> Rows:
+    """A target as `count` rows (in float32 at least, or in `dtype`), each of its own for equally many, in order.
+
+    Raises:
+        ValueError: the layer's rows are no multiple of the target's.
+    """
+    bare = representation.representation if isinstance(representation, Factor) else representation
+    y = y.detach()
+    if isinstance(bare, Invariant):
+        rows, shape = _invariant(y), torch.Size([INVARIANT_SIZE])
+    else:
+        last = bare.rank if isinstance(bare, CartesianTensor) else 1
+        rows, shape = wide(y).flatten(-last).flatten(0, -2), y.shape[-last:]
+    if count % len(rows):
+        raise ValueError(
+            f"a relaxed layer has {count} rows, which are no multiple of the {len(rows)} targets of shape "
+            f"{tuple(y.shape)}: expected one target for each row, or for equally many rows in order; bring them into "
+            "order with a callable, e.g. target=lambda batch: batch.y[batch.batch], or leave `target` out"
+        )
+    return Rows(rows.repeat_interleave(count // len(rows), 0).to(dtype), shape, representation)
+
+
+def target_size(representation: Representation, group: Group) -> int:
+    """How many numbers stand for one target.
+
+    Raises:
+        ValueError: that cannot be known beforehand.
+    """
+    if isinstance(representation, Factor):
+        return target_size(representation.representation, group.identity().parts[representation.index].group)
+    if isinstance(representation, Invariant):
+        return INVARIANT_SIZE
+    if isinstance(representation, IrrepsTensor) and representation.dim == -1:
+        return int(representation.irreps.dim)
+    if isinstance(representation, Point | CartesianTensor) and group.space is not None:
+        return int(group.space ** getattr(representation, "rank", 1))
+    raise ValueError(
+        f"expected a target moved as irreps, Point(), CartesianTensor() or Invariant(), got {representation!r}: leave "
+        "`target` out and each layer's own output takes its place"
+    )
+
+
+def _invariant(y: Tensor) -> Tensor:
+    """(rows, INVARIANT_SIZE): numbers padded or folded, whole numbers one-hot; nothing gets longer."""
+    if not y.is_floating_point():
+        return nn.functional.one_hot(y.flatten().long() % INVARIANT_SIZE, INVARIANT_SIZE).to(torch.float32)
+    rows = wide(y)[:, None] if y.ndim == 1 else wide(y).flatten(0, -2)
+    folds = math.ceil(rows.shape[1] / INVARIANT_SIZE)
+    rows = nn.functional.pad(rows, (0, folds * INVARIANT_SIZE - rows.shape[1]))
+    return rows.unflatten(1, (folds, INVARIANT_SIZE)).sum(1) / math.sqrt(folds)
+
+
+def wide(x: Tensor) -> Tensor:
+    """X in float32 at least."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def mean_squares(x: Rows, y: Rows) -> Tensor:
+    """(2,) mean squares of the numbers of x and of y."""
+    return torch.stack([x.values.square().mean(), y.values.square().mean().to(x.values)])
+
+
+def violation(statistic: Statistic, x: Rows, y: Rows, draw: Draw, squares: Tensor) -> Tensor:
+    """(state_dim,) s of the head of this file.
+
+    Args:
+        statistic: u.
+        x: n rows.
+        y: n rows.
+        draw: g.
+        squares: (2,) mean squares that x and y are divided by, under a root.
+    """
+    n, sizes = len(x.values), [x.values.shape[1], y.values.shape[1]]
+    scale = (squares + 1e-12).rsqrt() / math.sqrt(sum(sizes))
+    parts = unit(statistic.inner.weight.to(x.values)).split(sizes, dim=1)
+    weights = [part * factor for part, factor in zip(parts, scale, strict=True)]
+    still, moved = (x.projected(weights[0], d) + y.projected(weights[1], d).to(x.values) for d in (None, draw))
+    u = statistic.read(torch.cat([still, moved]))
+    s: Tensor = u[:n].mean(0) - u[n:].mean(0)
+    return s

@@ -1,0 +1,1 @@
+"""REMUL: an equivariance loss as a second task."""

@@ -1,0 +1,235 @@
+"""REMUL: relaxed equivariance as a second task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from contextlib import ExitStack, nullcontext
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+from lightning_equiv._checks import check_number
+from lightning_equiv.layers.hidden_parameters import own_parameters
+from lightning_equiv.metrics.functional import Distance, as_distance, equivariance_loss
+from lightning_equiv.strategies.base import Strategy
+from lightning_equiv.strategies.remul.gradnorm import gradnorm_weights
+from lightning_equiv.symmetry.symmetry import Symmetry, as_symmetry
+from lightning_equiv.symmetry.tree import Tree, describe, leaf_pairs, lookup
+from lightning_equiv.wiring.call_recorder import Call, CallRecorder
+from lightning_equiv.wiring.frozen_randomness import frozen_stochastic
+from lightning_equiv.wiring.network import find_network
+from lightning_equiv.wiring.training_step import StepHooks, wrap_training_step
+
+Target = str | int | Sequence[Hashable] | Callable[[Any], Any]
+
+
+class REMUL(Strategy):
+    r"""REMUL: trains any network to be nearly equivariant by a second loss.
+
+        L = alpha L_task + beta L_equi
+        L_equi = mean_i l( f(g_i x_i), g_i y_i )       label-anchored: `target` says where y is; the paper's loss
+        L_equi = mean_i l( f(g_i x_i), g_i f(x_i) )    prediction-anchored: no label needed
+
+    with a fresh g_i for every sample and step. L_task is what `training_step` returns. The call of the network is
+    remembered while the user's own step runs, and only the network is run again: a second forward pass a step.
+
+    Constant weights: alpha = 1, beta = `weight`; try 0.01, 0.1, 1, 10, 100 on the validation set. Gradual weights
+    ("gradnorm"): GradNorm on the last layer's weights keeps both tasks learning at one rate; alpha + beta = 2.
+
+    Logs `remul/task_loss`, `remul/equivariance_loss`, `remul/task_weight`, `remul/equivariance_weight`.
+
+    Args:
+        symmetry: says how a group element moves the network's inputs and outputs; labels move like outputs.
+        network: dotted name of the sub-module that is meant, or "" for the LightningModule itself.
+        weight: beta, in units of the task loss; with "gradnorm" the ratio beta / alpha to start from.
+        balance: "constant" or "gradnorm".
+        target: where the label is: a key, an index or a path of these into the batch ("y", 1, ["labels", "y"]), or a
+            callable from the batch. None anchors on the prediction.
+        loss: l: "mse", "l1", "cross_entropy" (logits against class labels, with `target`), or a callable (prediction,
+            target) -> scalar; summed over the tensors of nested outputs.
+        num_samples: group elements for each input, folded into one call of the network.
+        detach_target: no gradient through the side g f(x) of the prediction-anchored loss.
+        freeze_stochastic: the second pass draws no dropout and leaves batch-norm statistics alone.
+        last_layer: dotted name of the weights that GradNorm looks at; by default the network's last matrix.
+        gradnorm_gamma: strength of GradNorm's pull.
+        gradnorm_lr: GradNorm's step.
+        seed: of the draws.
+        name: prefix of what is logged.
+
+    Raises:
+        ValueError: a name that does not exist, a target that is not in the batch or not of the prediction's shape.
+        RuntimeError: manual optimisation, or a step that never calls the network.
+
+    Examples:
+        >>> symmetry = Symmetry("SO(3)", inputs="1o", outputs="1o")
+        >>> remul = REMUL(symmetry, network="net", weight=10.0, target=1)  # batches are (x, y)
+        >>> trainer = L.Trainer(callbacks=[remul], logger=False, enable_checkpointing=False)
+
+    Reference:
+        @inproceedings{elhag2025relaxed,
+          title={Relaxed Equivariance via Multitask Learning},
+          author={Elhag, Ahmed A. and Rusch, T. Konstantin and Di Giovanni, Francesco and Bronstein, Michael},
+          booktitle={Learning on Graphs Conference}, year={2025}, note={arXiv:2410.17878}}
+    """
+
+    changes_loss = True
+
+    def __init__(
+        self,
+        symmetry: Symmetry,
+        network: str = "",
+        *,
+        weight: float = 1.0,
+        balance: Literal["constant", "gradnorm"] = "constant",
+        target: Target | None = None,
+        loss: Literal["mse", "l1", "cross_entropy"] | Distance = "mse",
+        num_samples: int = 1,
+        detach_target: bool = False,
+        freeze_stochastic: bool = True,
+        last_layer: str | None = None,
+        gradnorm_gamma: float = 1.5,
+        gradnorm_lr: float = 0.025,
+        seed: int = 0,
+        name: str = "remul",
+    ) -> None:
+        super().__init__(name=name, seed=seed)
+        if balance not in ("constant", "gradnorm"):
+            raise ValueError(f"expected balance to be 'constant' or 'gradnorm', got {balance!r}")
+        check_number("num_samples", num_samples, least=1, whole=True)
+        for key, value in (("weight", weight), ("gradnorm_gamma", gradnorm_gamma), ("gradnorm_lr", gradnorm_lr)):
+            check_number(key, value, least=0)
+        self.symmetry, self.network, self.weight, self.balance = as_symmetry(symmetry), network, weight, balance
+        self.target, self.num_samples, self.detach_target = target, num_samples, detach_target
+        self.distance, self.of_classes = as_distance(loss), loss == "cross_entropy"
+        if self.of_classes and target is None:
+            raise ValueError("loss='cross_entropy' expects class labels: say `target`, or loss='mse' between logits")
+        self.freeze_stochastic, self.last_layer = freeze_stochastic, last_layer
+        self.gradnorm_gamma, self.gradnorm_lr = gradnorm_gamma, gradnorm_lr
+        self.works_sharded = balance == "constant"  # GradNorm looks at the last weights
+        self._weights = torch.tensor([1.0, float(weight)]) * (1.0 if balance == "constant" else 2 / (1 + weight))
+        self._first_losses: Tensor | None = None
+
+    def take_hold(self, module: L.LightningModule, undo: ExitStack) -> None:
+        """Listen to the network and wrap `training_step`."""
+        network = find_network(module, self.network)
+        shared = self._shared_weights(network) if self.balance == "gradnorm" else None
+        recorder = CallRecorder(network)
+        undo.callback(recorder.remove)
+
+        def before(batch: Any) -> Any:
+            recorder.start()
+            return batch
+
+        def after(batch: Any, task_loss: Tensor) -> Tensor:
+            return self._total(module, network, shared, batch, task_loss, recorder.stop())
+
+        undo.callback(wrap_training_step(module, StepHooks(before=before, after=after, skipped=recorder.stop)))
+
+    def _total(
+        self,
+        module: L.LightningModule,
+        network: nn.Module,
+        shared: Tensor | None,
+        batch: Any,
+        task_loss: Tensor,
+        calls: list[Call],
+    ) -> Tensor:
+        """Alpha L_task + beta L_equi."""
+        if not calls:
+            raise RuntimeError(
+                f"{type(self).__name__}: network={self.network!r} was not called in `training_step`: name "
+                f"the sub-module that is, one of "
+                f"{[n for n, _ in module.named_children()]}, and call it (`self.net(x)`, not `self.net.forward(x)`)"
+            )
+        if self.target is not None and len(calls) > 1:
+            raise RuntimeError(
+                f"{type(self).__name__}: the step calls the network {len(calls)} times, and target={self.target!r} "
+                "belongs to one of them: leave `target` out to anchor every call on its own prediction"
+            )
+        generator = self.generator()
+        with frozen_stochastic(module) if self.freeze_stochastic else nullcontext():
+            losses = [self._equivariance_loss(network, call, batch, generator) for call in calls]
+        losses_ = torch.stack([task_loss, torch.stack(losses).mean()])
+        weights = self._weights = self._weights.to(losses_.device)
+        total = (weights.to(losses_.dtype) * losses_).sum()
+        if shared is not None:
+            self._balance(losses_, shared)
+        values = dict(zip(("task_loss", "equivariance_loss"), losses_.detach().unbind(), strict=True))
+        values |= dict(zip(("task_weight", "equivariance_weight"), weights.unbind(), strict=True))
+        self.log_values(module, values, batch_size=self._batch_size)
+        return total
+
+    def _equivariance_loss(self, network: nn.Module, call: Call, batch: Any, generator: torch.Generator) -> Tensor:
+        loss, self._batch_size = equivariance_loss(
+            network,
+            call.args,
+            call.kwargs,
+            self.symmetry,
+            anchor=call.output if self.target is None else self._labels(batch, call.output),
+            distance=self.distance,
+            num_samples=self.num_samples,
+            detach_target=self.detach_target or self.target is not None,
+            generator=generator,
+        )
+        return loss
+
+    def _labels(self, batch: Any, output: Tree) -> Tree:
+        assert self.target is not None
+        labels = self.target(batch) if callable(self.target) else lookup(batch, self.target)
+        for prediction, label in leaf_pairs(self.symmetry.outputs, output, labels):
+            if prediction.shape != label.shape and not self.of_classes:
+                raise ValueError(
+                    f"target={self.target!r} holds {describe(label)}, but the network returned {describe(prediction)}: "
+                    "expected equal shapes; for class labels write loss='cross_entropy', for others a callable can "
+                    "reshape, e.g. target=lambda batch: batch['y'][:, None]"
+                )
+        return labels
+
+    def _balance(self, losses: Tensor, shared: Tensor) -> None:
+        """One step of GradNorm on the weights, for the next batch."""
+        gradients = [torch.autograd.grad(loss, shared, retain_graph=True, allow_unused=True)[0] for loss in losses]
+        flat = torch.stack([torch.zeros_like(shared) if g is None else g for g in gradients]).flatten(1).float()
+        values = torch.cat([flat, losses.detach().float()[:, None]], dim=1)
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(values)
+            values = values / torch.distributed.get_world_size()
+        gradient_norms, values = values[:, :-1].norm(dim=1), values[:, -1]
+        if self._first_losses is None:
+            self._first_losses = values
+        self._weights = gradnorm_weights(
+            self._weights,
+            values,
+            self._first_losses.to(values.device),
+            gradient_norms,
+            gamma=self.gradnorm_gamma,
+            lr=self.gradnorm_lr,
+        )
+
+    def _shared_weights(self, network: nn.Module) -> Tensor:
+        named = {name: p for name, p in own_parameters(network).items() if p.requires_grad}
+        if self.last_layer is not None:
+            for name in (self.last_layer, f"{self.last_layer}.weight"):
+                if name in named:
+                    return named[name]
+            raise ValueError(
+                f"last_layer={self.last_layer!r} names no trained weights of the network: it has {sorted(named)}"
+            )
+        matrices = [p for p in named.values() if p.ndim > 1]
+        if not matrices:
+            raise ValueError(
+                "balance='gradnorm' needs a weight matrix in the network: expected `last_layer` to name trained weights"
+            )
+        return matrices[-1]
+
+    def own_state(self) -> dict[str, Any]:
+        """GradNorm's weights and first losses; constant weights have no state."""
+        if self.balance == "constant":
+            return {}
+        return {"weights": self._weights, "first_losses": self._first_losses}
+
+    def load_own_state(self, state: dict[str, Any]) -> None:
+        """Go on from saved weights."""
+        if self.balance == "gradnorm":
+            self._weights, self._first_losses = state["weights"], state["first_losses"]

@@ -1,0 +1,1 @@
+"""SymmetryCloning: a plain network taught a symmetry by an equivariant teacher."""

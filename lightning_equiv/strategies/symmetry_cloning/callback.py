@@ -1,0 +1,390 @@
+"""SymmetryCloning: teach a plain network a symmetry, then keep it or break it."""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
+from lightning_utilities.core.rank_zero import rank_zero_info
+from torch import Tensor, nn
+
+from lightning_equiv._checks import check_number
+from lightning_equiv.groups.group import as_group, derived_generator
+from lightning_equiv.layers.branch import branches_off
+from lightning_equiv.layers.hidden_parameters import on_cpu, own_parameters
+from lightning_equiv.strategies.base import Strategy
+from lightning_equiv.strategies.symmetry_cloning.cloning import Pair, clone, fingerprint, measured_error, without_tau
+from lightning_equiv.strategies.symmetry_cloning.inputs import (
+    Args,
+    Draws,
+    Inputs,
+    Match,
+    Resample,
+    Settings,
+    endless,
+    noise,
+    num_weights,
+    shapes_or_reader,
+    takes_weights,
+)
+from lightning_equiv.symmetry.symmetry import Symmetry, as_symmetry
+from lightning_equiv.wiring.network import find_network
+from lightning_equiv.wiring.training_batches import training_batches
+from lightning_equiv.wiring.training_step import StepHooks, wrap_training_step
+
+
+class SymmetryCloning(Strategy):
+    r"""Symmetry cloning: a plain network learns an equivariant teacher's behaviour, then trains with or without it.
+
+        phase one     min_theta  mean |h_theta(x, tau) - Phi(x; tau)|^2 / mean |Phi|^2      x, tau ~ N(0, I)
+        phase two     L = L_task + weight / 2 |theta - theta_clone|^2
+
+    The teacher Phi is a family of equivariant maps with weights tau as inputs (`CircularConvolution`,
+    `GroupConvolution`, `EquivariantLinear`, ..), cloned by a student h(x, tau) of which a `ClonedLayer` assembles a
+    layer; or any equivariant network, trained or not, whose behaviour a student takes over (distillation).
+
+    Phase one runs before training begins, with an optimizer of its own. It stops at a held-out relative MSE of
+    (tolerance / 2)^2: then the clone's relative equivariance error is about `tolerance` at most, as
+    |h(g x) - g h(x)| <= err(g x) + err(x). One process clones, the others receive. A second `fit` of the same module
+    does not clone again; a run that is resumed goes on.
+
+    The clone is equivariant where it was taught: at inputs like those that were drawn.
+
+    Logs `symmetry_cloning/clone_error` (relative MSE), `/clone_equivariance_error`, and `/drift`,
+    |theta - theta_clone| / |theta_clone|.
+
+    Args:
+        teacher: the equivariant network, or a family with `num_weights`, `in_shape` and `symmetry`. It is copied, and
+            is in no checkpoint, optimizer or process group.
+        network: dotted name of the student. Weights of it that are frozen are taught all the same, and stay frozen.
+        symmetry: what the teacher is equivariant to; None takes the teacher's own `symmetry`. Without any, neither
+            teacher nor clone is measured.
+        inputs: what the student is shown: shapes for noise N(0, I), [(5,), (5, 3)] or {"charges": (5,), ..}; keys of
+            the training batch, ["charges", "positions"]; or a callable from a batch to the arguments (a tuple, a dict
+            of keywords, or a single one). Training data is moved by random elements of the symmetry's group. None is
+            noise of the teacher's `in_shape`.
+        resample: how often a family's weights tau are drawn: at every "step", every "epoch" of 100 steps, or "never",
+            which clones one member of it.
+        steps: at most so many of phase one.
+        tolerance: wanted equivariance error of the clone.
+        mode: phase two. "retain": the student stays as it is, or, with a `weight`, near; "break": it trains, pulled
+            back with a constant `weight`; "anneal": the pull decays linearly to 0.
+        weight: beta / s^2 of the pull; None is frozen for "retain", 0 for "break", 1e-3 for "anneal".
+        match: "output", or {layer of the student: layer of the teacher}, whose outputs shall be equal.
+        batch_size: inputs of a step of phase one, for noise.
+        lr: of phase one, Adam, falling along half a cosine.
+        max_teacher_error: relative equivariance error above which a teacher is refused.
+        cache: a file for the clone; a second run that finds it does not clone again.
+        seed: of the draws.
+        name: prefix of what is logged.
+
+    Raises:
+        ValueError: an unconditional student of a family whose weights are drawn anew; outputs that do not match; a
+            teacher that is not equivariant; a cache that belongs to another teacher or student.
+        RuntimeError: a tolerance that was not reached; manual optimisation.
+
+    Examples:
+        >>> cloning = SymmetryCloning(nn.Linear(3, 3), network="net", inputs=[(3,)], mode="break")
+        >>> trainer = L.Trainer(callbacks=[cloning], logger=False, enable_checkpointing=False)
+
+    Reference:
+        @misc{huang2024symmetry,
+          title={Symmetry From Scratch: Group Equivariance as a Supervised Learning Task},
+          author={Huang, Haozhe and Cheng, Leo Kaixuan and Chen, Kaiwen and Aspuru-Guzik, Al{\'a}n},
+          year={2024}, note={arXiv:2410.03989}}
+    """
+
+    changes_loss = True
+
+    def __init__(
+        self,
+        teacher: nn.Module,
+        network: str = "",
+        *,
+        symmetry: Symmetry | None = None,
+        inputs: Inputs | None = None,
+        resample: Resample = "step",
+        steps: int = 2000,
+        tolerance: float = 0.1,
+        mode: Literal["retain", "break", "anneal"] = "break",
+        weight: float | None = None,
+        match: Match = "output",
+        batch_size: int = 128,
+        lr: float = 1e-3,
+        max_teacher_error: float = 1e-3,
+        cache: str | Path | None = None,
+        seed: int = 0,
+        name: str = "symmetry_cloning",
+    ) -> None:
+        super().__init__(name=name, seed=seed)
+        for key, value, options in (
+            ("resample", resample, ("step", "epoch", "never")),
+            ("mode", mode, ("retain", "break", "anneal")),
+        ):
+            if value not in options:
+                raise ValueError(f"expected {key} to be one of {', '.join(map(repr, options))}, got {value!r}")
+        check_number("weight", weight, least=0, optional=True)
+        check_number("max_teacher_error", max_teacher_error, least=0)
+        for key, number in (("tolerance", tolerance), ("lr", lr)):
+            check_number(key, number, above=0)
+        for key, number in (("steps", steps), ("batch_size", batch_size)):
+            check_number(key, number, least=1, whole=True)
+        if match != "output" and not isinstance(match, Mapping):
+            raise ValueError(f"expected match to be 'output' or {{student's layer: teacher's layer}}, got {match!r}")
+        self.teacher, self.network = teacher, network
+        self.symmetry = getattr(teacher, "symmetry", None) if symmetry is None else as_symmetry(symmetry)
+        self.inputs = shapes_or_reader(teacher, inputs)
+        self.mode, self.max_teacher_error = mode, max_teacher_error
+        self.needs_end = mode == "anneal"
+        self.weight = {"retain": 0.0, "break": 0.0, "anneal": 1e-3}[mode] if weight is None else weight
+        self.frozen = mode == "retain" and not weight
+        self.cache = None if cache is None else Path(cache)
+        self.settings = Settings(steps, batch_size, lr, tolerance, resample, match, seed)
+        self.report: dict[str, float] = {}
+        self._clone: dict[str, Tensor] = {}
+        self._length: Tensor | None = None  # |theta_clone|^2
+        self._decay = 1.0
+        self._cloned: weakref.ref[nn.Module] | None = None  # the student of the last fit
+
+    # ---- the hold ------------------------------------------------------------------------------------------------
+    def take_hold(self, module: L.LightningModule, undo: ExitStack) -> None:
+        """Find the student, freeze it where it shall stay as it is, and pull it back to the clone."""
+        student = find_network(module, self.network)
+        if not any(True for _ in student.parameters()):
+            raise ValueError(f"network={self.network!r} has no parameters: expected the network that shall be taught")
+        if num_weights(self.teacher) and self.settings.resample != "never" and not takes_weights(student, 1):
+            raise ValueError(
+                f"network={self.network!r} ({type(student).__name__}) is called with x alone, but the teacher's "
+                f"weights tau are drawn anew (resample={self.settings.resample!r}): the best that such a student can "
+                "learn is the mean over tau, which is 0. Let it be called with (x, tau), as `ConditionalMLP` is, or "
+                "clone one member of the family with resample='never'"
+            )
+        if self.frozen:
+            for p in own_parameters(student).values():
+                undo.callback(p.requires_grad_, p.requires_grad)
+                p.requires_grad_(False)
+            if not any(p.requires_grad for p in own_parameters(module).values()):
+                raise ValueError(
+                    f"mode='retain' freezes network={self.network!r}, and nothing else of {type(module).__name__} "
+                    "trains: say a weight to keep it near the clone instead, mode='break', or the part that was cloned"
+                )
+        undo.callback(wrap_training_step(module, StepHooks(after=self._after(module, student))))
+
+    def progress(self, step: int, total: int) -> None:
+        if self.needs_end:
+            self._decay = max(0.0, 1 - step / total)
+
+    def _after(self, module: L.LightningModule, student: nn.Module) -> Callable[[Any, Tensor], Tensor]:
+        parameters = own_parameters(student)
+
+        def after(batch: Any, loss: Tensor) -> Tensor:
+            if not self._clone:
+                return loss
+            if self._length is None:  # a clone from a checkpoint, perhaps in another place
+                self._clone = {n: t.to(parameters[n]) for n, t in self._clone.items()}
+                self._length = torch.stack([t.square().sum() for t in self._clone.values()]).sum()
+            weight = self.weight * self._decay
+            with torch.set_grad_enabled(torch.is_grad_enabled() and weight > 0):
+                squares = torch.stack([(p - self._clone[n]).square().sum() for n, p in parameters.items()]).sum()
+            values = {**self.report, "drift": (squares.detach() / self._length).sqrt()}
+            self.log_values(module, {k: values[k] for k in values if k != "steps"}, batch_size=1)
+            return loss + weight / 2 * squares if weight else loss
+
+        return after
+
+    # ---- phase one -----------------------------------------------------------------------------------------------
+    @branches_off()
+    def teach(
+        self, module: L.LightningModule, batches: Callable[[], Any] | None = None, *, progress: bool = False
+    ) -> None:
+        """Phase one; a Trainer does it when `fit` begins, a hand-written loop calls it after `attach`.
+
+        Args:
+            module: the attached module.
+            batches: gives an iterable of training batches, where `inputs` takes them from there.
+            progress: whether to show a bar.
+
+        Raises:
+            ValueError: see the class.
+            RuntimeError: the tolerance was not reached; the student is as it was before.
+        """
+        student = find_network(module, self.network)
+        parameters = own_parameters(student)
+        like = next(iter(parameters.values()))
+        wide = torch.empty((), dtype=torch.promote_types(like.dtype, torch.float32), device=like.device)
+        teacher = copy.deepcopy(self.teacher).to(wide).eval()
+        inputs = (
+            getattr(self.inputs, "__qualname__", self.inputs),
+            None if self.symmetry is None else str(self.symmetry.group),
+        )
+        key = fingerprint(teacher, student, self.settings, inputs)
+        if self.cache is not None and self.cache.exists():
+            self._from_cache(self.cache, key, student)
+            return
+        with torch.random.fork_rng(devices=[]):  # a loader shuffles by the global generator
+            draws = Draws(teacher, self._drawing(batches), self.settings, wide)
+            pair = Pair(student, teacher, self.settings.match)
+            held_out = draws(-1)
+            self._check_teacher(teacher, *held_out)
+        before = {name: t.detach().clone() for name, t in student.state_dict().items()}
+        flags = {name: p.requires_grad for name, p in parameters.items()}
+        bar = Tqdm(total=self.settings.steps, desc="cloning", disable=not progress, leave=False)
+
+        def tell(step: int, error: float) -> None:
+            bar.update(step - bar.n)
+            bar.set_postfix(error=f"{error:.1e}")
+
+        try:
+            for p in parameters.values():
+                p.requires_grad_(True)
+            with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+                result = clone(pair, draws, self.settings, tell)
+            goal = self.settings.goal
+            if not result.error <= goal:
+                raise RuntimeError(
+                    f"{type(self).__name__}: after {result.steps} steps the clone's relative MSE is {result.error:.2e} "
+                    f"(an equivariance error of up to {2 * result.error**0.5:.3f}), but tolerance="
+                    f"{self.settings.tolerance} asks for {goal:.2e}: raise `steps`, the student's width or `tolerance`"
+                )
+            self.report = {"clone_error": result.error, "steps": float(result.steps)}
+            self._measure(student, *held_out)
+        except BaseException:
+            student.load_state_dict(before)
+            raise
+        finally:
+            bar.close()
+            for name, p in parameters.items():
+                p.requires_grad_(flags[name])
+                p.grad = None
+        self._remember(parameters)
+        rank_zero_info(f"{type(self).__name__}: cloned in {result.steps} steps, {self.report}")
+        if self.cache is not None:
+            self.cache.parent.mkdir(parents=True, exist_ok=True)
+            torch.save({"fingerprint": key, **self._taught(student)}, self.cache)
+
+    def _remember(self, taught: Mapping[str, Tensor]) -> None:
+        self._clone, self._length = {name: p.detach().clone() for name, p in taught.items()}, None
+
+    def _drawing(self, batches: Callable[[], Any] | None) -> Callable[[int], Args]:
+        if isinstance(self.inputs, dict | tuple):
+            return noise(self.inputs, self.settings)
+        if batches is None:
+            raise ValueError("inputs are taken from training batches, but none were given: teach(module, batches)")
+        read, stream = self.inputs, endless(batches)
+        first = read(next(stream))
+        return lambda step: self._turned(first if step < 0 else read(next(stream)), step)
+
+    def _turned(self, args: Args, step: int) -> Args:
+        """Inputs of the data, each moved by a random element of the group: their law need not be symmetric."""
+        if self.symmetry is None:
+            return args
+        symmetry = without_tau(self.symmetry, self.teacher)
+        tree, unpack = symmetry.pack(*args, self.teacher)
+        layout = symmetry.layout(symmetry.inputs, tree)
+        generator = derived_generator("turned", self.settings.seed, step)
+        group = as_group(symmetry.group)
+        g = group.sample(layout.num_elements, generator=generator, device=layout.device)
+        return unpack(symmetry.move(g, symmetry.inputs, tree, layout))
+
+    def _check_teacher(self, teacher: nn.Module, args: Args, tau: Tensor | None) -> None:
+        error = self._error(teacher, args, tau)
+        if error is not None and not error <= self.max_teacher_error:
+            raise ValueError(
+                f"the teacher {type(teacher).__name__} is not equivariant under the declared symmetry: its relative "
+                f"error is {error:.2e}, expected at most max_teacher_error={self.max_teacher_error:.0e}; correct the "
+                "symmetry, or raise max_teacher_error if that much is meant"
+            )
+
+    def _measure(self, student: nn.Module, args: Args, tau: Tensor | None) -> None:
+        if self.settings.match != "output":
+            return
+        error = self._error(student, args, tau if tau is not None and takes_weights(student, len(args[0])) else None)
+        if error is not None:
+            self.report["clone_equivariance_error"] = error
+
+    def _error(self, network: nn.Module, args: Args, tau: Tensor | None) -> float | None:
+        if self.symmetry is None:
+            return None
+        symmetry = without_tau(self.symmetry, self.teacher) if tau is None else self.symmetry
+        return measured_error(network, args, tau, symmetry, self.settings.seed)
+
+    def _from_cache(self, path: Path, key: str, student: nn.Module) -> None:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        if saved.get("fingerprint") != key:
+            raise ValueError(
+                f"the clone in {path} belongs to another teacher, student or setting: delete the file, or name another "
+                "with cache=..."
+            )
+        self._take(saved, student)
+
+    def _taught(self, student: nn.Module) -> dict[str, Any]:
+        """The student with its buffers, for the cache and the other processes."""
+        return {"student": on_cpu(student.state_dict()), "report": self.report}
+
+    def _take(self, state: Mapping[str, Any], student: nn.Module) -> None:
+        """A clone's weights into the student."""
+        self.report = dict(state["report"])
+        student.load_state_dict(state["student"])
+        self._remember(own_parameters(student))
+
+    # ---- Lightning's hooks ---------------------------------------------------------------------------------------
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Attach before the optimizers and before DDP: what is frozen must be so by then."""
+        super().setup(trainer, pl_module, stage)
+        if stage == "fit":
+            self.attach_early(pl_module)
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Clone, on one process; take what a checkpoint or the last fit of this module has left."""
+        super().on_fit_start(trainer, pl_module)
+        student = find_network(pl_module, self.network)
+        parameters = own_parameters(student)
+        self._check_alone(trainer, pl_module, parameters)
+        again = self._cloned is not None and self._cloned() is student
+        if self._clone and (again or trainer.ckpt_path is not None):  # go on from the student as it is
+            self._cloned = weakref.ref(student)
+            return
+        failed: Exception | None = None
+        state: dict[str, Any] | None = None
+        if trainer.is_global_zero:
+            try:
+                shown = getattr(trainer.progress_bar_callback, "is_enabled", False)
+                self.teach(pl_module, lambda: training_batches(trainer, pl_module), progress=shown)
+                state = self._taught(student)
+            except Exception as error:
+                failed = error
+        if trainer.world_size > 1:
+            state = trainer.strategy.broadcast(state)
+            if state is not None and not trainer.is_global_zero:
+                self._take(state, student)
+        if failed is not None:
+            raise failed
+        if state is None:
+            raise RuntimeError(f"{type(self).__name__}: cloning failed on the first process")
+        self._cloned = weakref.ref(student)
+
+    def _check_alone(self, trainer: L.Trainer, module: L.LightningModule, taught: dict[str, nn.Parameter]) -> None:
+        callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        mine = {id(p) for p in taught.values()}
+        others = [c for c in callbacks if isinstance(c, SymmetryCloning) and c is not self and c.frozen]
+        for other in others:
+            if mine & {id(p) for p in own_parameters(find_network(module, other.network)).values()}:
+                raise ValueError(
+                    f"network={self.network!r} is retained by {other.name!r}, mode='retain', and {self.name!r} would "
+                    "teach it something else: expected networks of their own, or one of the two"
+                )
+
+    def own_state(self) -> dict[str, Any]:
+        """The clone, and what it reached."""
+        return {"clone": on_cpu(self._clone), "report": self.report} if self._clone else {}
+
+    def load_own_state(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint: the student in it has been taught."""
+        self._clone, self.report, self._length = dict(state["clone"]), dict(state["report"]), None

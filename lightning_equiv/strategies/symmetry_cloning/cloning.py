@@ -1,0 +1,186 @@
+"""Teach a student what a teacher does on drawn inputs: the first phase of symmetry cloning, without Lightning."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_equiv.groups.group import derived_generator
+from lightning_equiv.layers.hidden_parameters import CONTAINER, own_parameters
+from lightning_equiv.metrics.functional import TOTAL, equivariance_sums, evaluating, reduce_sums
+from lightning_equiv.strategies.symmetry_cloning.inputs import (
+    Args,
+    Draws,
+    Match,
+    Settings,
+    in_precision,
+    num_weights,
+    takes_weights,
+)
+from lightning_equiv.symmetry.symmetry import Symmetry
+from lightning_equiv.symmetry.tree import Tree, tensors
+from lightning_equiv.wiring.network import find_network
+
+_PLAIN = (bool, int, float, str, tuple)  # attributes that tell one teacher from another with the same weights
+CHECK_EVERY = 50  # steps between two looks at the held-out error
+
+
+def relative_error(pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """|h - Phi|^2 / |Phi|^2 over all tensors."""
+    difference = torch.stack([(h - phi).square().sum() for h, phi in pairs]).sum()
+    return difference / torch.stack([phi.square().sum() for _, phi in pairs]).sum()
+
+
+class Pair:
+    """A student and its teacher side by side.
+
+    Args:
+        student: h.
+        teacher: Phi.
+        match: what of them shall be equal.
+
+    Raises:
+        ValueError: a name in `match` that does not exist.
+    """
+
+    def __init__(self, student: nn.Module, teacher: nn.Module, match: Match) -> None:
+        self.student, self.teacher, self.match = student, teacher, match
+        if isinstance(match, Mapping):
+            self.layers = [
+                (
+                    find_network(student, a, "match: layer of the student"),
+                    find_network(teacher, b, "match: of the teacher"),
+                )
+                for a, b in match.items()
+            ]
+
+    def outputs(self, args: Args, tau: Tensor | None) -> list[tuple[Tensor, Tensor]]:
+        """(h, Phi) of every tensor that shall be equal.
+
+        Raises:
+            ValueError: other numbers or shapes of tensors.
+        """
+        positional, keywords = args
+        weights = () if tau is None else (tau,)
+        wants_tau = bool(weights) and takes_weights(self.student, len(positional))
+        with torch.no_grad(), self._seen(1) as theirs:
+            output = self.teacher(*positional, *weights, **keywords)
+            phi = theirs if isinstance(self.match, Mapping) else [output]
+        like = next(self.student.parameters())
+        positional, weights, keywords = in_precision(like.dtype, (positional, weights, keywords))
+        with self._seen(0) as ours:
+            output = self.student(*positional, *(weights if wants_tau else ()), **keywords)
+            h = ours if isinstance(self.match, Mapping) else [output]
+        left, right = ([t for tree in trees for _, t in tensors(tree)] for trees in (h, phi))
+        shapes = [[tuple(t.shape) for t in side] for side in (left, right)]
+        if not left or shapes[0] != shapes[1]:
+            raise ValueError(
+                f"the student gives tensors of shapes {shapes[0]}, the teacher {shapes[1]}: expected equal ones; "
+                "choose layers that fit with match={student's layer: teacher's layer}, or change the student's width"
+            )
+        return [(h.to(phi), phi) for h, phi in zip(left, right, strict=True)]
+
+    @contextmanager
+    def _seen(self, side: int) -> Iterator[list[Tree]]:
+        """The outputs of the matched layers of the student (0) or the teacher (1), in the order of `match`."""
+        if not isinstance(self.match, Mapping):
+            yield []
+            return
+        found: dict[int, Tree] = {}
+        with ExitStack() as stack:
+            for i, layers in enumerate(self.layers):
+
+                def remember(_: nn.Module, args: Any, output: Any, i: int = i) -> None:
+                    found[i] = output
+
+                stack.callback(layers[side].register_forward_hook(remember).remove)
+            outputs: list[Tree] = []
+            yield outputs
+        outputs.extend(found[i] for i in sorted(found))
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a clone has become.
+
+    Attributes:
+        error: relative MSE on the held-out draw.
+        steps: optimizer steps taken.
+    """
+
+    error: float
+    steps: int
+
+
+def clone(pair: Pair, draws: Draws, settings: Settings, progress: Callable[[int, float], None]) -> Report:
+    """Train the student to equal the teacher, until the held-out error is small enough or the steps are used up.
+
+    Args:
+        pair: the student is trained in place, with an optimizer of its own.
+        draws: inputs.
+        settings: how.
+        progress: told the step and the held-out error.
+    """
+    parameters = [p for p in own_parameters(pair.student).values() if p.requires_grad]
+    optimizer = torch.optim.Adam(parameters, lr=settings.lr)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.steps, eta_min=settings.lr / 100)
+    held_out = draws(-1)
+    for step in range(settings.steps + 1):
+        if step % CHECK_EVERY == 0 or step == settings.steps:
+            error = held_out_error(pair, *held_out)
+            progress(step, error)
+            if error <= settings.goal or step == settings.steps:
+                break
+        # not `backward`: DDP listens to it, and here one process trains alone
+        loss = relative_error(pair.outputs(*draws(step)))
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        for p, gradient in zip(parameters, gradients, strict=True):
+            p.grad = gradient
+        optimizer.step()
+        schedule.step()
+    optimizer.zero_grad(set_to_none=True)
+    return Report(error, step)
+
+
+def held_out_error(pair: Pair, args: Args, tau: Tensor | None) -> float:
+    """The relative MSE in evaluation mode."""
+    with evaluating(pair.student), torch.no_grad():
+        return float(relative_error(pair.outputs(args, tau)))
+
+
+def without_tau(symmetry: Symmetry, teacher: nn.Module) -> Symmetry:
+    """A family's symmetry where tau is no argument: of the data, and of a student that knows one member."""
+    return Symmetry(symmetry.group, symmetry.inputs[0], symmetry.outputs) if num_weights(teacher) else symmetry
+
+
+def measured_error(network: nn.Module, args: Args, tau: Tensor | None, symmetry: Symmetry, seed: int) -> float:
+    """Relative equivariance error on the held-out draw; `symmetry` names tau unless that is None."""
+    like = next(network.parameters(), None)
+    if like is not None:
+        args, tau = in_precision(like.dtype, (args, tau))
+    positional = (*args[0], *(() if tau is None else (tau,)))
+    generator = derived_generator("measured_error", seed)
+    sums = equivariance_sums(
+        network, positional, symmetry, kwargs=args[1], num_samples=4, kind="relative", generator=generator
+    )
+    numerator, denominator = sums[TOTAL]
+    return float(reduce_sums(numerator.sum(), denominator.sum(), "relative"))
+
+
+def fingerprint(teacher: nn.Module, student: nn.Module, settings: Settings, inputs: object) -> str:
+    """What a clone depends on: the teacher with its weights, the student's layers, the settings and the inputs."""
+    digest = hashlib.sha256()
+    for name, tensor in teacher.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    plain = [(n, k, v) for n, m in teacher.named_modules() for k, v in vars(m).items() if isinstance(v, _PLAIN)]
+    digest.update(repr((teacher, plain, getattr(teacher, "num_weights", 0), settings, inputs)).encode())
+    modules = [(n, type(m).__name__, m.extra_repr()) for n, m in student.named_modules() if CONTAINER not in n]
+    digest.update(repr((modules, [tuple(p.shape) for p in own_parameters(student).values()])).encode())
+    return digest.hexdigest()

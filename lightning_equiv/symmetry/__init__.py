@@ -1,0 +1,1 @@
+"""How an element moves a whole call, output or batch: `Symmetry`, graphs, trees."""
