@@ -40,8 +40,8 @@ from lightning_equiv import (
     EquivarianceMonitor,
     GroupAugmentation,
     Invariant,
-    Strategy,
     Symmetry,
+    SymmetryCallback,
 )
 from lightning_equiv.datasets.nbody import GravityDataModule, gravity_dataset
 
@@ -141,12 +141,14 @@ class Result:
     curve: list[tuple[int, float, float]]
     by_angle: list[float]
     module: NBody
-    strategy: Strategy | None
+    strategy: SymmetryCallback | None
     ms_per_step: float = float("nan")
     ms_per_inference: float = float("nan")
 
 
-def train(name: str, net: nn.Module, strategy: Strategy | None, preset: Preset, options: argparse.Namespace) -> Result:
+def train(
+    name: str, net: nn.Module, strategy: SymmetryCallback | None, preset: Preset, options: argparse.Namespace
+) -> Result:
     """Train and test one network; the strategy is one more callback."""
     data = GravityDataModule(
         train_size=preset.train_size,
@@ -372,7 +374,7 @@ def main(arguments: list[str] | None = None) -> list[Result]:
         "ignore", ".*the `self.trainer` reference is not registered.*"
     )  # the timed loop has no Trainer
 
-    ways: list[tuple[str, Strategy | None]] = [
+    ways: list[tuple[str, SymmetryCallback | None]] = [
         ("plain", None),
         ("augmentation", GroupAugmentation(SYMMETRY, seed=options.seed)),
         ("REMUL", REMUL(SYMMETRY, network="net", weight=preset.weight, target="targets", seed=options.seed)),

@@ -20,13 +20,22 @@ from networks.e3nn_message_passing import E3nnMessagePassing
 from shared.comparison import write_table
 from torch import Tensor
 
-from lightning_equiv import ConstraintRelaxation, Invariant, RegressionModule, Strategy, Symmetry, equivariance_error
+from lightning_equiv import (
+    ConstraintRelaxation,
+    Invariant,
+    RegressionModule,
+    Symmetry,
+    SymmetryCallback,
+    equivariance_error,
+)
 from lightning_equiv.datasets import ChargedDataModule
 
 SYMMETRY = Symmetry("O(3)", inputs={"charges": Invariant(), "positions": "1o", "velocities": "1o"}, outputs="1o")
 
 
-def train(module: RegressionModule, data: ChargedDataModule, strategy: Strategy | None, steps: int) -> list[float]:
+def train(
+    module: RegressionModule, data: ChargedDataModule, strategy: SymmetryCallback | None, steps: int
+) -> list[float]:
     """Equivariance error of the network at every tenth of the training, and at its end."""
     errors = []
     validation = next(iter(data.val_dataloader()))

@@ -36,7 +36,7 @@ from lightning_equiv.representations.representation import (
     Representation,
 )
 from lightning_equiv.representations.shift import Regular, Shifted
-from lightning_equiv.strategies.base import Strategy
+from lightning_equiv.strategies.base import SymmetryCallback
 from lightning_equiv.strategies.constraint_relaxation.callback import ConstraintRelaxation
 from lightning_equiv.strategies.group_augmentation import GroupAugmentation
 from lightning_equiv.strategies.recm.callback import RECM
@@ -88,8 +88,8 @@ __all__ = [
     "RelaxedLayer",
     "Representation",
     "Shifted",
-    "Strategy",
     "Symmetry",
+    "SymmetryCallback",
     "SymmetryCloning",
     "SymmetryMixin",
     "SymmetryModule",

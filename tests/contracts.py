@@ -216,9 +216,9 @@ def one_element_composes_with_many(case: GroupCase) -> None:
 
 def matrices_and_permutations_are_homomorphic(case: GroupCase) -> None:
     for g, h in zip(draw(case.group, seed=1).parts, draw(case.group, seed=2).parts, strict=True):
-        if g.group.space is not None:
+        if g.group.space_dim is not None:
             close((g @ h).matrix, g.matrix @ h.matrix)
-            assert g.matrix.shape[1:] == (g.group.space, g.group.space)
+            assert g.matrix.shape[1:] == (g.group.space_dim, g.group.space_dim)
         else:
             for of_gh, of_g, of_h in zip((g @ h).permutation, g.permutation, h.permutation, strict=True):
                 assert of_gh.tolist() == [int(of_g[int(i)]) for i in of_h]
@@ -262,7 +262,7 @@ def exponential_is_a_one_parameter_subgroup(case: GroupCase) -> None:
 def algebra_is_the_derivative_of_the_exponential(case: GroupCase) -> None:
     step = 1e-5
     for a in velocity(case.group).parts:
-        if a.group.space is None:
+        if a.group.space_dim is None:
             continue
         forth, back = (a * step).exp(), (a * -step).exp()
         close((forth.matrix - back.matrix) / (2 * step), a.matrix, 1e-9)

@@ -17,8 +17,8 @@ from examples.networks.transformer import ParticleTransformer
 from lightning_equiv import (
     REMUL,
     ConstraintRelaxation,
-    Strategy,
     Symmetry,
+    SymmetryCallback,
     SymmetryModule,
     datasets,
 )
@@ -71,7 +71,7 @@ def test_every_strategy_has_a_config() -> None:
     public = {
         f"lightning_equiv.{name}"
         for name, cls in vars(lightning_equiv).items()
-        if isinstance(cls, type) and issubclass(cls, Strategy) and cls is not Strategy
+        if isinstance(cls, type) and issubclass(cls, SymmetryCallback) and cls is not SymmetryCallback
     }
     assert {name for path in CONFIGS.values() for name in strategies_of(yaml.safe_load(path.read_text()))} == public
 
@@ -242,7 +242,7 @@ def test_every_teacher(name: str, arguments: dict[str, Any]) -> None:
     ],
 )
 def test_arguments_of_many_forms(cls: type, arguments: dict[str, Any]) -> None:
-    made = parse(Strategy, class_path=f"lightning_equiv.{cls.__name__}", init_args=arguments)
+    made = parse(SymmetryCallback, class_path=f"lightning_equiv.{cls.__name__}", init_args=arguments)
     assert type(made) is cls
     for name in ("layers", "target", "horizon"):
         if name in arguments:

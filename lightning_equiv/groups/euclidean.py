@@ -24,7 +24,7 @@ class EuclideanGroup(Group):
     """
 
     scale: float = 1.0
-    space = 3
+    space_dim = 3
     dim = 6
     compact = False
     reflections = False

@@ -20,7 +20,7 @@ class PolygonGroup(Group):
     """What C_n and D_n share: whole-number coordinates modulo `moduli`."""
 
     n: int
-    space = 2
+    space_dim = 2
     dim = 0
 
     def __post_init__(self) -> None:

@@ -26,13 +26,13 @@ class Group(ABC):
         dim: dimension of its Lie algebra; 0 for a finite group.
         order: number of its elements; None for an infinite group.
         compact: whether a uniform (Haar) distribution exists on it.
-        space: dimension of the vectors that its matrices move; None for a group without matrices.
+        space_dim: dimension of the vectors that its matrices move; None for a group without matrices.
     """
 
     dim: int
     order: int | None = None
     compact: bool = True
-    space: int | None = None
+    space_dim: int | None = None
 
     # ---- to be said by every group -------------------------------------------------------------------------------
     @abstractmethod
@@ -81,7 +81,7 @@ class Group(ABC):
 
     def algebra_matrix(self, a: AlgebraElement) -> Tensor | None:
         """(n, d, d) antisymmetric matrices of a; zero where the group has matrices but no algebra."""
-        return None if self.space is None else a.coefficients.new_zeros(len(a), self.space, self.space)
+        return None if self.space_dim is None else a.coefficients.new_zeros(len(a), self.space_dim, self.space_dim)
 
     def algebra_translation(self, a: AlgebraElement) -> Tensor | None:
         """(n, d) translational part of a, or None."""
@@ -179,9 +179,9 @@ class Product(Group):
         return all(f.compact for f in self.factors)
 
     @property
-    def space(self) -> int | None:  # type: ignore[override]
-        spaces = [f.space for f in self.factors if f.space is not None]
-        return spaces[0] if len(spaces) == 1 else None
+    def space_dim(self) -> int | None:  # type: ignore[override]
+        dims = [f.space_dim for f in self.factors if f.space_dim is not None]
+        return dims[0] if len(dims) == 1 else None
 
     def parts(self, g: GroupElement) -> tuple[GroupElement, ...]:
         parts, start = [], 0
@@ -249,7 +249,7 @@ class Product(Group):
         return None if part is None else self.algebra_parts(a)[part].translation
 
     def _the_one_with_space(self) -> int | None:
-        found = [i for i, f in enumerate(self.factors) if f.space is not None]
+        found = [i for i, f in enumerate(self.factors) if f.space_dim is not None]
         if len(found) > 1:
             raise ValueError(
                 f"{self} has a matrix in more than one factor: write which one acts, as in Factor(0, '1o')"

@@ -14,13 +14,13 @@ from lightning_equiv.groups.group import Device, Group, register_group
 class OrthogonalGroup(Group):
     """What the groups of orthogonal matrices share: an element is its matrix."""
 
-    space: int
+    space_dim: int
     reflections: bool = False
 
     @property
     def dim(self) -> int:  # type: ignore[override]
         """D (d - 1) / 2: one angle in the plane, three in space."""
-        return self.space * (self.space - 1) // 2
+        return self.space_dim * (self.space_dim - 1) // 2
 
     def element(self, matrix: Tensor) -> GroupElement:
         """The elements whose matrices are given, checked.
@@ -31,13 +31,13 @@ class OrthogonalGroup(Group):
         Raises:
             ValueError: wrong shape, not finite, not orthogonal, or a reflection where the group has none.
         """
-        return GroupElement(self, (check_orthogonal(matrix, self.space, self.reflections, str(self)),))
+        return GroupElement(self, (check_orthogonal(matrix, self.space_dim, self.reflections, str(self)),))
 
     def draw(self, n: int, generator: torch.Generator | None, device: torch.device) -> tuple[Tensor, ...]:
-        return (random_orthogonal(n, self.space, self.reflections, generator, device),)
+        return (random_orthogonal(n, self.space_dim, self.reflections, generator, device),)
 
     def identity(self, n: int = 1, *, device: Device = None, dtype: torch.dtype | None = None) -> GroupElement:
-        eye = torch.eye(self.space, device=device, dtype=dtype or element_dtype(device))
+        eye = torch.eye(self.space_dim, device=device, dtype=dtype or element_dtype(device))
         return GroupElement(self, (eye.repeat(n, 1, 1),))
 
     def compose(self, g: GroupElement, h: GroupElement) -> GroupElement:
@@ -65,7 +65,7 @@ class SO2(OrthogonalGroup):
         torch.Size([5, 2, 2])
     """
 
-    space = 2
+    space_dim = 2
 
     def __str__(self) -> str:
         return "SO(2)"
@@ -83,7 +83,7 @@ class SO3(OrthogonalGroup):
         True
     """
 
-    space = 3
+    space_dim = 3
 
     def __str__(self) -> str:
         return "SO(3)"
@@ -98,7 +98,7 @@ class O3(OrthogonalGroup):
         [-1.0, 1.0]
     """
 
-    space = 3
+    space_dim = 3
     reflections = True
 
     def generators(self, *, device: Device = None) -> GroupElement:

@@ -194,7 +194,7 @@ def branches_off() -> Iterator[None]:
         _off.pop()
 
 
-def hang(branch: Branch) -> Callable[[], None]:
+def attach_branch(branch: Branch) -> Callable[[], None]:
     """Let the layer's output be f(x) + theta n(x) from now on; the function returned takes the branch away."""
 
     def relax(called: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:

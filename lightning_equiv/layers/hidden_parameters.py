@@ -20,7 +20,7 @@ def on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
 
 
-class Transient(nn.ModuleDict):
+class HiddenParameters(nn.ModuleDict):
     """A container of modules without a trace in the state dict of what holds it.
 
     Its parameters are trained, moved and synchronised like any others; `state_dict` leaves the destination as it is,

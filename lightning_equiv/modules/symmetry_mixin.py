@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_equiv.groups.group import derived_generator, process_rank
 from lightning_equiv.metrics.functional import Distance, as_distance, equivariance_loss
 from lightning_equiv.metrics.monitor import EquivarianceMonitor
-from lightning_equiv.strategies.base import Strategy
+from lightning_equiv.strategies.base import SymmetryCallback
 from lightning_equiv.symmetry.symmetry import Symmetry
 from lightning_equiv.symmetry.tree import Tree
 from lightning_equiv.wiring.network import find_network
@@ -50,7 +50,7 @@ class SymmetryMixin(L.LightningModule):
 
     symmetry: Symmetry | None = None
     symmetry_network: str = ""
-    strategies: Sequence[Strategy] = ()
+    strategies: Sequence[SymmetryCallback] = ()
     _symmetry_monitor: EquivarianceMonitor | None = None
     _symmetry_draws: tuple[int, int] = (-1, 0)  # optimizer step, draws in it
 
@@ -83,7 +83,7 @@ class SymmetryMixin(L.LightningModule):
                 self._symmetry_monitor = EquivarianceMonitor(self.symmetry, network=self.symmetry_network)
             callbacks.append(self._symmetry_monitor)
         if trainer is not None:
-            setattr(trainer, _BROUGHT, [c for c in callbacks if isinstance(c, Strategy | EquivarianceMonitor)])
+            setattr(trainer, _BROUGHT, [c for c in callbacks if isinstance(c, SymmetryCallback | EquivarianceMonitor)])
         return [callback for callback in callbacks if callback not in theirs]
 
     def equivariance_loss(

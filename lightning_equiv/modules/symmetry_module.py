@@ -18,7 +18,7 @@ from torchmetrics.regression import MeanAbsoluteError
 from lightning_equiv._checks import check_number
 from lightning_equiv.modules.hyperparameters import RemembersArguments, factory, is_note, save_arguments
 from lightning_equiv.modules.symmetry_mixin import SymmetryMixin
-from lightning_equiv.strategies.base import Strategy
+from lightning_equiv.strategies.base import SymmetryCallback
 from lightning_equiv.symmetry.symmetry import Symmetry, as_symmetry
 from lightning_equiv.symmetry.tree import Tree, describe, is_graph, lookup, tensors
 
@@ -89,7 +89,7 @@ class SymmetryModule(RemembersArguments, SymmetryMixin):
         target: Key = -1,
         inputs: Sequence[Key] | Mapping[str, Key] | None = None,
         symmetry: Symmetry | Mapping[str, Any] | None = None,
-        strategies: Sequence[Strategy] = (),
+        strategies: Sequence[SymmetryCallback] = (),
         metrics: Mapping[str, Metric] | None = None,
         optimizer: Callable[[Iterable[Any]], Optimizer] = torch.optim.Adam,
         lr: float | None = None,
@@ -107,7 +107,9 @@ class SymmetryModule(RemembersArguments, SymmetryMixin):
             raise ValueError(f"expected interval to be 'epoch' or 'step', got {interval!r}")
         if metrics is not None and (not isinstance(metrics, Mapping) or "loss" in metrics):
             raise ValueError(f"expected metrics by name, {{'mae': ..}}, other names than 'loss', got {metrics!r}")
-        if not isinstance(strategies, Sequence) or not all(isinstance(s, Strategy) or is_note(s) for s in strategies):
+        if not isinstance(strategies, Sequence) or not all(
+            isinstance(s, SymmetryCallback) or is_note(s) for s in strategies
+        ):
             raise TypeError(f"expected strategies to be a list of strategies, got {strategies!r}")
         if lost := [strategy for strategy in strategies if is_note(strategy)]:
             rank_zero_warn(f"strategies are not in a checkpoint: give {lost} again to train on with them")
@@ -115,7 +117,7 @@ class SymmetryModule(RemembersArguments, SymmetryMixin):
         self.inputs = [inputs] if isinstance(inputs, str | int) else inputs
         self.loss: Loss = LOSSES[loss] if isinstance(loss, str) else loss
         self.symmetry = None if symmetry is None else as_symmetry(symmetry)
-        self.strategies = [strategy for strategy in strategies if isinstance(strategy, Strategy)]
+        self.strategies = [strategy for strategy in strategies if isinstance(strategy, SymmetryCallback)]
         self.optimizer: Callable[[Iterable[Any]], Optimizer] = factory("optimizer", optimizer, Optimizer)
         self.scheduler: Callable[[Optimizer], LRScheduler] | None = factory("scheduler", scheduler, LRScheduler)
         self.interval = interval

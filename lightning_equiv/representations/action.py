@@ -53,8 +53,8 @@ def check_dim(representation: object, shape: torch.Size, dim: int, expected: int
 
 def check_vectors(representation: object, group: Group, shape: torch.Size, dim: int) -> None:
     """ValueError unless a tensor of `shape` has components along `dim` that the matrices of `group` can move."""
-    fits = group.space is not None and -len(shape) < dim < len(shape) and shape[dim] == group.space
-    check_dim(representation, shape, dim, group.space if fits and group.space else 3)
+    fits = group.space_dim is not None and -len(shape) < dim < len(shape) and shape[dim] == group.space_dim
+    check_dim(representation, shape, dim, group.space_dim if fits and group.space_dim else 3)
 
 
 def _matmul_is_exact() -> bool:

@@ -169,5 +169,5 @@ def check_grid(representation: Representation, group: Group, shape: torch.Size) 
 
 def check_plane(representation: Representation, group: Group) -> None:
     """ValueError unless `group` turns the plane."""
-    if group.space != 2:
+    if group.space_dim != 2:
         raise ValueError(f"{representation!r} needs a group of the plane (SO(2), C4, D4), got {group}")

@@ -69,7 +69,7 @@ class Representation(ABC):
     def check_group(self, group: Group) -> None:
         """ValueError unless elements of `group` have what this representation acts through."""
         has_permutation = self.acts_through == "permutation" and group.permutation(group.identity()) is not None
-        has = {None: True, "matrix": group.space is not None, "permutation": has_permutation}
+        has = {None: True, "matrix": group.space_dim is not None, "permutation": has_permutation}
         if not has[self.acts_through]:
             raise ValueError(
                 f"{self!r} acts through an element's {self.acts_through}, and elements of {group} have not exactly "

@@ -1,6 +1,6 @@
 """What to do about a network's distance from a symmetry: one file a strategy."""
 
-from lightning_equiv.strategies.base import Strategy
+from lightning_equiv.strategies.base import SymmetryCallback
 from lightning_equiv.strategies.constraint_relaxation.callback import ConstraintRelaxation
 from lightning_equiv.strategies.group_augmentation import GroupAugmentation
 from lightning_equiv.strategies.recm.callback import RECM
@@ -12,6 +12,6 @@ __all__ = [
     "REMUL",
     "ConstraintRelaxation",
     "GroupAugmentation",
-    "Strategy",
+    "SymmetryCallback",
     "SymmetryCloning",
 ]

@@ -1,4 +1,4 @@
-"""Strategy: a callback that takes hold of a model when fit begins and lets go when it ends."""
+"""SymmetryCallback: a callback that takes hold of a model when fit begins and lets go when it ends."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lightning_equiv.groups.group import derived_generator, process_rank
 from lightning_equiv.wiring.override import override
 
 
-class Strategy(L.Callback):
+class SymmetryCallback(L.Callback):
     """A Lightning callback with two verbs, `attach` and `detach`; detach undoes attach exactly.
 
         before = everything about the module
@@ -25,7 +25,7 @@ class Strategy(L.Callback):
         after == before, also when attach or anything between failed
 
     In a Trainer both happen by themselves: attach when fit begins, detach when it ends or fails; a loop written by hand
-    calls them, and `update` before every batch. A subclass writes `take_hold`: first find and check everything, then
+    calls them, and `update` before every batch. A subclass writes `_attach`: first find and check everything, then
     change, and register the undoing of every change.
 
     Args:
@@ -50,13 +50,13 @@ class Strategy(L.Callback):
     def __init__(self, *, name: str, seed: int = 0) -> None:
         self.name, self.seed = name, seed
         self._undo: ExitStack | None = None
-        self._temporary = ExitStack()  # what a later hook of the Trainer, or detach, takes back
-        self._place: tuple[int, ...] | None = None
+        self._evaluation_undo = ExitStack()  # what a later hook of the Trainer, or detach, takes back
+        self._draw_key: tuple[int, ...] | None = None
         self._count = 0
         self._broken_off: dict[str, Any] = {}  # the state when a run was broken off
 
     @abstractmethod
-    def take_hold(self, module: L.LightningModule, undo: ExitStack) -> None:
+    def _attach(self, module: L.LightningModule, undo: ExitStack) -> None:
         """Find, check, then change; `undo.callback(...)` for every change."""
 
     def attach(self, module: L.LightningModule) -> None:
@@ -76,13 +76,13 @@ class Strategy(L.Callback):
                 "`self.equivariance_loss(x)` to the loss that you pass to `manual_backward`"
             )
         with ExitStack() as undo:
-            self.take_hold(module, undo)
+            self._attach(module, undo)
             self._undo = undo.pop_all()
 
     def detach(self) -> None:
         """Let go of the module; nothing happens where nothing is held."""
-        self._temporary.close()
-        undo, self._undo, self._place = self._undo, None, None
+        self._evaluation_undo.close()
+        undo, self._undo, self._draw_key = self._undo, None, None
         if undo is not None:
             undo.close()
 
@@ -93,24 +93,24 @@ class Strategy(L.Callback):
         call those of a Trainer's first epoch.
         """
         check_number("total", total, least=1, whole=True)
-        again = self._place is not None and self._place[:2] == (0, step)
+        again = self._draw_key is not None and self._draw_key[:2] == (0, step)
         self._count = self._count + 1 if again else 0
-        self._place = (0, step, self._count) if again else (0, step)
-        self.progress(step, total)
+        self._draw_key = (0, step, self._count) if again else (0, step)
+        self.set_progress(step, total)
 
     def finish(self, module: L.LightningModule) -> None:
         """Detach after a training without a Trainer that came to its end; RECM leaves what it keeps."""
         self.detach()
 
-    def progress(self, step: int, total: int) -> None:
+    def set_progress(self, step: int, total: int) -> None:
         """Set what depends on how much of the run is over: what a strategy with a schedule writes."""
 
     def generator(self) -> torch.Generator:
         """A generator for the draws of this batch."""
         rank = process_rank()
-        if self._place is None:  # a loop without a Trainer
+        if self._draw_key is None:  # a loop without a Trainer
             self._count += 1
-        return derived_generator(type(self).__name__, self.name, self.seed, rank, self._place or self._count)
+        return derived_generator(type(self).__name__, self.name, self.seed, rank, self._draw_key or self._count)
 
     def attach_early(self, module: L.LightningModule) -> None:
         """Attach now, or as soon as a lazily built model is there: before the optimizers and before DDP."""
@@ -126,7 +126,7 @@ class Strategy(L.Callback):
                 self.attach(module)
 
         restore = override(module, "configure_model", configure_model)
-        self._temporary.callback(restore)
+        self._evaluation_undo.callback(restore)
 
     def log_values(self, module: L.LightningModule, values: dict[str, Any], batch_size: int) -> None:
         """Log values under this strategy's name, inside `training_step`."""
@@ -189,9 +189,9 @@ class Strategy(L.Callback):
         batch_idx: int,
     ) -> None:
         """Remember where in the run we are, for the draws, and set what depends on how much of it is over."""
-        self._place = (trainer.current_epoch, batch_idx)
+        self._draw_key = (trainer.current_epoch, batch_idx)
         if self.needs_end:
-            self.progress(trainer.global_step, run_length(trainer, self))
+            self.set_progress(trainer.global_step, run_length(trainer, self))
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Detach; a checkpoint that another callback writes now has the state of this moment."""
@@ -203,7 +203,7 @@ class Strategy(L.Callback):
         self.detach()
 
 
-def run_length(trainer: L.Trainer, strategy: Strategy) -> int:
+def run_length(trainer: L.Trainer, strategy: SymmetryCallback) -> int:
     """Optimizer steps of the whole run, or the strategy's `horizon`.
 
     To be called after training has started: asked earlier, the Trainer sets up its loaders, which are then not restored
@@ -216,13 +216,13 @@ def run_length(trainer: L.Trainer, strategy: Strategy) -> int:
     return _ending(trainer.estimated_stepping_batches if horizon is None else horizon, strategy)
 
 
-def check_ends(trainer: L.Trainer, strategy: Strategy) -> None:
+def check_ends(trainer: L.Trainer, strategy: SymmetryCallback) -> None:
     """ValueError for a run that nobody says the end of, as far as the Trainer alone can tell."""
     if getattr(strategy, "horizon", None) is None and trainer.max_epochs == -1 and trainer.max_steps == -1:
         _ending(math.inf, strategy)
 
 
-def _ending(total: float, strategy: Strategy) -> int:
+def _ending(total: float, strategy: SymmetryCallback) -> int:
     if not math.isfinite(total) or total < 1:
         hint = ", or say horizon=<optimizer steps>" if hasattr(strategy, "horizon") else ""
         raise ValueError(

@@ -1,4 +1,4 @@
-"""BranchStrategy: a strategy whose hold is one non-equivariant branch on each chosen layer."""
+"""BranchCallback: a strategy whose hold is one non-equivariant branch on each chosen layer."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from torch import Tensor, nn
 from lightning_equiv._checks import check_number
 from lightning_equiv.groups.element import element_dtype
 from lightning_equiv.groups.group import Group, as_group, derived_generator
-from lightning_equiv.layers.branch import Branch, hang, make_branch
+from lightning_equiv.layers.branch import Branch, attach_branch, make_branch
 from lightning_equiv.layers.choose import Layer, Layers, find_layers, first_tensor
-from lightning_equiv.layers.hidden_parameters import CONTAINER, Transient
+from lightning_equiv.layers.hidden_parameters import CONTAINER, HiddenParameters
 from lightning_equiv.metrics.equivariance_error import EquivarianceError
 from lightning_equiv.metrics.functional import evaluating
-from lightning_equiv.strategies.base import Strategy
+from lightning_equiv.strategies.base import SymmetryCallback
 from lightning_equiv.symmetry.symmetry import Symmetry
 from lightning_equiv.wiring.call_recorder import CallRecorder, recording_paused
 from lightning_equiv.wiring.clipping import clip_apart
-from lightning_equiv.wiring.dry_validation import silent_validation_step
+from lightning_equiv.wiring.dry_validation import dry_validation_step
 from lightning_equiv.wiring.network import find_network
 from lightning_equiv.wiring.training_step import StepHooks, wrap_training_step
 
 Evaluate = Literal["projected", "relaxed", "both"]
 
 
-class BranchStrategy(Strategy):
+class BranchCallback(SymmetryCallback):
     """A strategy that relaxes layers: f_l(x) + theta_l n_l(x), with a branch n_l that knows no symmetry.
 
     The branches are made before the optimizers and before DDP wraps the module, live in a container that the module's
@@ -91,29 +91,29 @@ class BranchStrategy(Strategy):
         self._sums: dict[str, Tensor] = {}
         self._validated = 0
         self.branches: list[Branch] = []
-        self._container: Transient | None = None
+        self._container: HiddenParameters | None = None
         self._loaded: dict[str, Any] | None = None
 
     # ---- what a subclass says ------------------------------------------------------------------------------------
     @abstractmethod
-    def progress(self, step: int, total: int) -> None:
+    def set_progress(self, step: int, total: int) -> None:
         """Set every branch's theta for an optimizer step."""
 
     @abstractmethod
     def penalty(self, module: L.LightningModule) -> Tensor:
         """What joins the loss."""
 
-    def begin_anew(self, module: L.LightningModule) -> None:
+    def restore_module(self, module: L.LightningModule) -> None:
         """Undo what an earlier fit left; called for all branch strategies before any of them looks at the layers."""
 
     def check_layer(self, layer: Layer) -> None:
         """ValueError for a layer that this strategy cannot relax."""
 
-    def furnish(self, container: Transient) -> None:
+    def add_modules(self, container: HiddenParameters) -> None:
         """Change or add to what trains with the branches, with this strategy's own random numbers."""
 
     # ---- the hold ------------------------------------------------------------------------------------------------
-    def take_hold(self, module: L.LightningModule, undo: ExitStack) -> None:
+    def _attach(self, module: L.LightningModule, undo: ExitStack) -> None:
         """Find and check every layer, then make the branches."""
         layers = _measure(module, find_layers(module, self.layers))
         for layer in layers:
@@ -122,7 +122,7 @@ class BranchStrategy(Strategy):
                     f"layer {layer.name!r} is scripted and takes no hooks: relax it before torch.jit.script"
                 )
             self.check_layer(layer)
-        container = Transient()
+        container = HiddenParameters()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derived_generator(type(self).__name__, self.seed).initial_seed() % 2**31)
             self.branches = [Branch(layer, make_branch(layer, self.branch, self.init_scale)) for layer in layers]
@@ -131,7 +131,7 @@ class BranchStrategy(Strategy):
                 b.network.to(device=like.device, dtype=like.dtype if like.dtype.is_floating_point else None)
                 b.theta = b.theta.to(like.device, element_dtype(like.device))
                 container[container_key(b.layer)] = b.network
-            self.furnish(container)
+            self.add_modules(container)
         owner = _common_owner(module, [layer.name for layer in layers])
         place = f"{CONTAINER}_{self.name}"
         if hasattr(owner, place):
@@ -145,7 +145,7 @@ class BranchStrategy(Strategy):
             container.load_own_state(self._loaded)
         undo.callback(clip_apart(module, container.parameters()))
         for b in self.branches:
-            undo.callback(hang(b))
+            undo.callback(attach_branch(b))
         undo.callback(
             wrap_training_step(module, StepHooks(ready=self._ready, after=self._after(module), done=self._done))
         )
@@ -203,8 +203,8 @@ class BranchStrategy(Strategy):
             return
         callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
         for callback in callbacks:
-            if isinstance(callback, BranchStrategy):
-                callback.begin_anew(pl_module)
+            if isinstance(callback, BranchCallback):
+                callback.restore_module(pl_module)
         earlier = callbacks[: callbacks.index(self)]
         if any(isinstance(callback, WeightAveraging | StochasticWeightAveraging) for callback in earlier):
             raise RuntimeError(f"weight averaging must come after {type(self).__name__} in the list of callbacks")
@@ -228,7 +228,7 @@ class BranchStrategy(Strategy):
         """Project, unless the relaxed network is to be validated."""
         self._sums, self._validated = {}, 0
         if self.evaluate != "relaxed":
-            self._temporary.enter_context(self.projected())
+            self._evaluation_undo.enter_context(self.projected())
 
     def on_validation_batch_end(
         self,
@@ -243,7 +243,7 @@ class BranchStrategy(Strategy):
         if self.evaluate != "both" or trainer.sanity_checking:
             return
         with trainer.precision_plugin.forward_context(), recording_paused(), self.projected(), ExitStack() as undo:
-            projected = silent_validation_step(pl_module, batch, batch_idx, dataloader_idx)
+            projected = dry_validation_step(pl_module, batch, batch_idx, dataloader_idx)
             for b in self.branches:
                 b.active = bool(b.theta)
             if self.metric is not None:
@@ -251,7 +251,7 @@ class BranchStrategy(Strategy):
                 recorder = CallRecorder(network)
                 undo.callback(recorder.remove)
                 recorder.start()
-            relaxed = silent_validation_step(pl_module, batch, batch_idx, dataloader_idx)
+            relaxed = dry_validation_step(pl_module, batch, batch_idx, dataloader_idx)
             if self.metric is not None:
                 self.metric.to(pl_module.device)
                 for call in recorder.stop():
@@ -272,7 +272,7 @@ class BranchStrategy(Strategy):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Relax again."""
-        self._temporary.close()
+        self._evaluation_undo.close()
 
     def own_state(self) -> dict[str, Any]:
         """The branches' weights."""

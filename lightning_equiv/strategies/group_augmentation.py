@@ -8,12 +8,12 @@ from typing import Any
 import lightning as L
 
 from lightning_equiv.groups.group import Group
-from lightning_equiv.strategies.base import Strategy
+from lightning_equiv.strategies.base import SymmetryCallback
 from lightning_equiv.symmetry.symmetry import Symmetry, as_symmetry
 from lightning_equiv.wiring.training_step import StepHooks, wrap_training_step
 
 
-class GroupAugmentation(Strategy):
+class GroupAugmentation(SymmetryCallback):
     r"""Data augmentation: the user's step sees (g x, g y), with a fresh g for every sample.
 
         min  E_x,y E_g  l( f(rho_X(g) x), rho_Y(g) y )
@@ -47,7 +47,7 @@ class GroupAugmentation(Strategy):
                 'Symmetry(..., batch={"positions": "1o", "masses": Invariant(), "targets": "1o"})'
             )
 
-    def take_hold(self, module: L.LightningModule, undo: ExitStack) -> None:
+    def _attach(self, module: L.LightningModule, undo: ExitStack) -> None:
         """Wrap `training_step`."""
         undo.callback(wrap_training_step(module, StepHooks(before=self._move)))
 

@@ -15,7 +15,7 @@ from torchmetrics import Metric
 from lightning_equiv.wiring.override import override
 
 
-def silent_validation_step(
+def dry_validation_step(
     module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int
 ) -> dict[str, Tensor]:
     """What `module.validation_step` would log for a batch: nothing is logged, no metric of the module moves.

@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 
 @contextmanager
-def frozen_stochastic(network: nn.Module) -> Iterator[None]:
+def frozen_randomness(network: nn.Module) -> Iterator[None]:
     """Inside, `network` draws no dropout, and normalises by the batch without moving its running statistics.
 
     Batch norms, torch's and other modules with "Norm" in their name and buffers, stay in training mode (the second pass

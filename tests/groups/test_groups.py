@@ -38,7 +38,7 @@ def features(g):
     """(n, m) bounded numbers that tell elements apart: entries of matrices, determinants, and who sits where."""
     found = []
     for part in g.parts:
-        if part.group.space is not None:
+        if part.group.space_dim is not None:
             found += [part.matrix.flatten(1), torch.linalg.det(part.matrix)[:, None]]
         else:
             found.append(torch.nn.functional.one_hot(part.permutation, part.group.n).flatten(1).double())
@@ -230,7 +230,7 @@ def test_products_are_flat():
 
 def test_product_answers_from_the_factor_that_can():
     group = SE3() * Permutation(4)
-    assert (group.dim, group.order, group.compact, group.space) == (6, None, False, 3)
+    assert (group.dim, group.order, group.compact, group.space_dim) == (6, None, False, 3)
     assert (Cyclic(3) * Dihedral(2)).order == 12
     assert (SO3() * SO2()).compact
     g = draw(group, 3)

@@ -17,7 +17,7 @@ GAIN = 0.4
 
 
 def make_recm(**changes: Any) -> RECM:
-    settings = {"target": 1, "gain": GAIN, "statistic_width": 8, "state_dim": 3, "finalize": "drop"}
+    settings = {"target": 1, "gain": GAIN, "critic_width": 8, "state_dim": 3, "finalize": "drop"}
     return RECM(SYMMETRY, LAYERS, "net", **{**settings, **changes})
 
 
@@ -29,9 +29,9 @@ class RecmByHand(Plain):
         strategy, borrowed = make_recm(), Plain()
         strategy.attach(borrowed)  # only to start from the same numbers
         self.branches = nn.ModuleList(copy.deepcopy(b.network) for b in strategy.branches)
-        self.statistics = nn.ModuleList(copy.deepcopy(r.statistic) for r in strategy.recurrences.values())
+        self.critics = nn.ModuleList(copy.deepcopy(r.critic) for r in strategy.recurrences.values())
         strategy.detach()
-        self.h = [s.w.detach().double() / s.w.detach().double().norm() for s in self.statistics]
+        self.h = [s.w.detach().double() / s.w.detach().double().norm() for s in self.critics]
         self.squares: list[Any] = [None, None]
         self.seen: list[list[tuple[Tensor, Tensor]]] = [[], []]
         self.step = 0
@@ -39,7 +39,7 @@ class RecmByHand(Plain):
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
-        ours = [*self.branches.parameters(), *self.statistics.parameters()]
+        ours = [*self.branches.parameters(), *self.critics.parameters()]
         clip_each(gradient_clip_val, gradient_clip_algorithm, self.net.parameters(), ours)
 
     def gain(self) -> float:
@@ -75,7 +75,7 @@ class RecmByHand(Plain):
             if self.squares[i] is None:
                 self.squares[i] = squares
             p, q = self.squares[i].sqrt()
-            u_i = self.statistics[i]
+            u_i = self.critics[i]
             inner, outer = (
                 m.weight.to(wide) / torch.linalg.svdvals(m.weight.to(wide))[0] for m in (u_i.inner, u_i.outer)
             )

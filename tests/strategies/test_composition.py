@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
-from lightning_equiv import REMUL, EquivarianceMonitor, GroupAugmentation, Strategy, SymmetryCloning
+from lightning_equiv import REMUL, EquivarianceMonitor, GroupAugmentation, SymmetryCallback, SymmetryCloning
 from tests.strategies.cloned_by_hand import Stretch, make_cloning
 from tests.strategies.recm_by_hand import RecmByHand, make_recm
 from tests.strategies.relaxed_by_hand import LAYERS, RelaxedByHand, make_relaxation
@@ -70,7 +70,7 @@ on_pairs = pytest.mark.parametrize("pair", WORKS, ids="-".join)
 in_both_orders = pytest.mark.parametrize("swap", [False, True], ids=["in order", "swapped"])
 
 
-def make(pair: tuple[str, str], swap: bool = False) -> list[Strategy]:
+def make(pair: tuple[str, str], swap: bool = False) -> list[SymmetryCallback]:
     a, b = pair
     return ordered([SECOND[a]() if a == b else CASE[a].make(), CASE[b].make()], swap)
 
@@ -187,7 +187,7 @@ class FirstByHand(RecmByHand):
         super().__init__()
         strategy = on(make_recm(), FIRST)
         strategy.attach(Plain())
-        self.branches[0], self.statistics[0] = strategy.branches[0].network, strategy.recurrences["net.0"].statistic
+        self.branches[0], self.critics[0] = strategy.branches[0].network, strategy.recurrences["net.0"].critic
         self.h[0] = strategy.recurrences["net.0"].h
 
     def theta(self, i: int, *args: Any, **kwargs: Any) -> Tensor:
@@ -204,7 +204,7 @@ on_branches = pytest.mark.parametrize("branch", BRANCHES)
 def test_branches_on_different_layers(branch: str, swap: bool) -> None:
     """RECM on the first layer, written by hand, and a branch on the last."""
 
-    def last() -> Strategy:
+    def last() -> SymmetryCallback:
         return on(BRANCHES[branch](name="second"), LAST)
 
     pair = [on(make_recm(), FIRST), last()]

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler
 
 import lightning_equiv
-from lightning_equiv import RECM, REMUL, GroupAugmentation, Strategy, SymmetryCloning
-from lightning_equiv.strategies.branch_callback import BranchStrategy
+from lightning_equiv import RECM, REMUL, GroupAugmentation, SymmetryCallback, SymmetryCloning
+from lightning_equiv.strategies.branch_callback import BranchCallback
 from tests.strategies import table
 from tests.strategies.cloned_by_hand import AnnealedByHand, ClonedByHand, make_cloning
 from tests.strategies.recm_by_hand import RecmByHand, make_recm
@@ -54,7 +54,7 @@ class Case:
         needs_end: whether it must know how long the run is.
     """
 
-    make: Callable[[], Strategy]
+    make: Callable[[], SymmetryCallback]
     twin: Callable[[Case], Plain]
     by_hand: HandWritten | None = None
     key: tuple[Any, ...] = ()
@@ -127,7 +127,7 @@ def test_every_strategy_has_a_case() -> None:
     public = {
         cls
         for cls in vars(lightning_equiv).values()
-        if isinstance(cls, type) and issubclass(cls, Strategy) and cls is not Strategy
+        if isinstance(cls, type) and issubclass(cls, SymmetryCallback) and cls is not SymmetryCallback
     }
     assert public == {type(case.make()) for case in CASES.values()}
 
@@ -337,7 +337,7 @@ def test_a_loop_that_evaluates_and_accumulates(case: Case) -> None:
             strategy.update(i // 2, len(loader()) // 2)  # two batches a step
             losses.append(module.training_step(batch, i))
             losses[-1].backward()
-            if isinstance(strategy, BranchStrategy) and evaluates:
+            if isinstance(strategy, BranchCallback) and evaluates:
                 with strategy.projected(), torch.no_grad():
                     projected = module.net(x)
                 strict = make_net()
@@ -418,13 +418,13 @@ def test_gone_after_an_exception(case: Case) -> None:
 def test_a_failed_attach_leaves_nothing(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     module, strategy = Plain(), case.make()
     before = snapshot(module)
-    take_hold = strategy.take_hold
+    attach = strategy._attach
 
     def half_way(module: L.LightningModule, undo: Any) -> None:
-        take_hold(module, undo)
+        attach(module, undo)
         raise ValueError("half-way")
 
-    monkeypatch.setattr(strategy, "take_hold", half_way)
+    monkeypatch.setattr(strategy, "_attach", half_way)
     with pytest.raises(ValueError, match="half-way"):
         strategy.attach(module)
     assert snapshot(module) == before
@@ -449,7 +449,7 @@ def test_another_wrapper_on_top_stays(case: Case) -> None:
 
 @pytest.mark.parametrize("first", ["attached first", "attached last"])
 def test_two_strategies_in_either_order(first: str) -> None:
-    def train(*strategies: Strategy) -> Tensor:
+    def train(*strategies: SymmetryCallback) -> Tensor:
         module = Plain()
         trainer(*strategies).fit(module, loader())
         assert "training_step" not in module.__dict__

@@ -41,8 +41,8 @@ from lightning_equiv.strategies.recm.critic import (
     GELU_SLOPE,
     INVARIANT_SIZE,
     Draw,
+    LipschitzCritic,
     Rows,
-    Statistic,
     mean_squares,
     target_rows,
     violation,
@@ -68,7 +68,7 @@ def states(strategy: RECM) -> dict[str, Tensor]:
 
 
 def thetas(strategy: RECM) -> list[float]:
-    return [abs(v["theta"]) for v in strategy.verdict]
+    return [abs(v["theta"]) for v in strategy.report]
 
 
 def error_of(net: nn.Module) -> float:
@@ -77,11 +77,11 @@ def error_of(net: nn.Module) -> float:
         return float(mse(net(loader().dataset.x), loader().dataset.y))
 
 
-def statistics_of(make: Callable[[], RECM], module: L.LightningModule) -> dict[str, Statistic]:
+def critics_of(make: Callable[[], RECM], module: L.LightningModule) -> dict[str, LipschitzCritic]:
     """What a strategy made like this one starts from."""
     strategy = make()
     strategy.attach(module)
-    copies = {name: copy.deepcopy(r.statistic) for name, r in strategy.recurrences.items()}
+    copies = {name: copy.deepcopy(r.critic) for name, r in strategy.recurrences.items()}
     strategy.detach()
     return copies
 
@@ -194,7 +194,7 @@ def test_theta_zero_is_the_base_network_bit_for_bit() -> None:
 @pytest.mark.parametrize("scale", [1.0, 100.0])
 def test_u_is_1_lipschitz(scale: float) -> None:
     torch.manual_seed(0)
-    u = Statistic(12, 32, 8).double()
+    u = LipschitzCritic(12, 32, 8).double()
     with torch.no_grad():
         for p in u.parameters():
             p.mul_(scale)
@@ -208,7 +208,7 @@ def test_u_is_1_lipschitz(scale: float) -> None:
 
 def test_the_bound_on_the_slope_is_reached() -> None:
     """One hidden number at sqrt(2), where GELU is steepest: its slope there is Phi(sqrt 2) + sqrt 2 phi(sqrt 2)."""
-    u = Statistic(5, 1, 1).double()
+    u = LipschitzCritic(5, 1, 1).double()
     u.inner.bias.data.fill_(math.sqrt(2))
     slope = torch.func.jacrev(u)(torch.zeros(5, dtype=torch.float64)).norm()
     assert slope.item() == pytest.approx(1, abs=1e-6)
@@ -249,7 +249,7 @@ def test_theta_never_exceeds_the_wasserstein_gap_whatever_u_learns() -> None:
     x_rows, y_rows = Rows(x, (2,), Point()), Rows(y, (2,), Point())
     squares, draw = mean_squares(x_rows, y_rows), everything(len(x))
     torch.manual_seed(0)
-    u = Statistic(4, 32, 8).double()
+    u = LipschitzCritic(4, 32, 8).double()
     adversary = torch.optim.Adam(u.parameters(), lr=0.01)
     for _ in range(300):
         s = violation(u, x_rows, y_rows, draw, squares)
@@ -284,7 +284,7 @@ def test_no_u_sees_anything_in_a_symmetric_law() -> None:
     x_rows, y_rows = Rows(x, (2,), Point()), Rows(y, (2,), Point())
     for seed in range(5):
         torch.manual_seed(seed)
-        u = Statistic(4, 32, 8).double()
+        u = LipschitzCritic(4, 32, 8).double()
         s = violation(u, x_rows, y_rows, everything(len(x)), mean_squares(x_rows, y_rows))
         assert s.norm() < 1e-6
         wrong = Rows(y, (2,), Invariant())
@@ -334,7 +334,7 @@ def test_a_small_group_is_summed_in_full() -> None:
 
     x, y = (t.double() for t in (loader().dataset.x, loader().dataset.y))
     module = Plain().double()
-    u = statistics_of(make, module)["net.0"].double()
+    u = critics_of(make, module)["net.0"].double()
     strategy = make()
     after: list[Tensor] = []
     look = EachStep(lambda _: after.append(states(strategy)["net.0"]))
@@ -507,8 +507,8 @@ def kept(**changes: Any) -> tuple[Scored, RECM, L.Trainer]:
 def test_relaxed_layers_stay_and_predict_what_was_validated() -> None:
     module, strategy, run = kept()
     assert [type(module.net[i]) for i in (0, 2)] == [RelaxedLayer, RelaxedLayer]
-    assert [float(module.net[i].theta) for i in (0, 2)] == pytest.approx([v["theta"] for v in strategy.verdict])
-    assert not any(v["strict"] for v in strategy.verdict)
+    assert [float(module.net[i].theta) for i in (0, 2)] == pytest.approx([v["theta"] for v in strategy.report])
+    assert not any(v["strict"] for v in strategy.report)
     relaxed = error_of(module.net)
     assert relaxed == pytest.approx(float(run.callback_metrics["val_loss"]), rel=1e-6)
     for i in (0, 2):
@@ -554,7 +554,7 @@ def test_layers_below_the_threshold_are_the_users() -> None:
     low, high = sorted(thetas(strategy))
     assert low < high
     module, strategy, run = kept(threshold=(low + high) / 2)
-    strict = {v["layer"]: v["strict"] for v in strategy.verdict}
+    strict = {v["layer"]: v["strict"] for v in strategy.report}
     assert sorted(strict.values()) == [False, True]
     types = {f"net.{i}": nn.Linear if strict[f"net.{i}"] else RelaxedLayer for i in (0, 2)}
     assert {f"net.{i}": type(module.net[i]) for i in (0, 2)} == types
@@ -569,7 +569,7 @@ def test_nothing_is_left_where_everything_is_dropped() -> None:
         trainer(strategy).fit(module, loader())
         assert snapshot(module)["modules"] == before["modules"]
         assert (snapshot(module)["keys"], snapshot(module)["hooks"]) == (before["keys"], before["hooks"])
-        assert len(strategy.verdict) == 2
+        assert len(strategy.report) == 2
 
 
 def test_a_layer_in_several_places_is_replaced_in_all() -> None:
@@ -623,7 +623,7 @@ def test_a_representation_that_cannot_be_saved_does_not_hinder_saving(tmp_path: 
 
 def test_a_second_fit_goes_on() -> None:
     module, strategy, _ = kept()
-    ended, seen = [v["theta"] for v in strategy.verdict], []
+    ended, seen = [v["theta"] for v in strategy.report], []
     look = EachStep(lambda _: seen.append([float(b.theta) for b in strategy.branches]))
     assert max(map(abs, ended)) < 0.9
     trainer(strategy, look).fit(module, batches([next(iter(loader()))] * 3))
@@ -687,7 +687,7 @@ def test_a_checkpoint_with_a_layer_below_the_threshold(tmp_path: Path) -> None:
     strategy, save = make_recm(**settings), ModelCheckpoint(tmp_path, filename="saved")
     run = trainer(strategy, save, max_epochs=2, enable_checkpointing=True)
     run.fit(Scored(), loader(), loader(batch_size=22))
-    assert sorted(v["strict"] for v in strategy.verdict) == [False, True]
+    assert sorted(v["strict"] for v in strategy.report) == [False, True]
     loss, path, module = float(run.callback_metrics["val_loss"]), tmp_path / "saved.ckpt", Scored()
     assert score(module, make_recm(**settings), ckpt_path=str(path)) == pytest.approx(loss, rel=1e-6)
     module = Scored()
@@ -712,12 +712,12 @@ def test_a_checkpoint_without_our_state_is_not_restored(tmp_path: Path) -> None:
     assert snapshot(module) == before
 
 
-# ---- gain, logs, verdict ---------------------------------------------------------------------------------------------
+# ---- gain, logs, report ---------------------------------------------------------------------------------------------
 
 
-def ones(statistic: Statistic, *_: Any) -> Tensor:
+def ones(critic: LipschitzCritic, *_: Any) -> Tensor:
     """An s that is 1 everywhere, whatever u says: h_0 = 0 gives b = (h' - h) / (1 - h)."""
-    return torch.ones(len(statistic.w))
+    return torch.ones(len(critic.w))
 
 
 def test_the_gain_is_constant_and_then_falls_to_zero(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -752,12 +752,12 @@ def test_logs_and_the_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         logged, ended = float(run.callback_metrics[f"mine/theta/{layer}"]), strategy.branches[0].theta
         assert 0 < abs(logged) <= math.sqrt(3) + 1e-6
         assert abs(float(ended)) <= math.sqrt(3) + 1e-6
-    assert [v["layer"] for v in strategy.verdict] == list(LAYERS)
-    assert all(v["strict"] for v in strategy.verdict)
-    for v, r in zip(strategy.verdict, strategy.recurrences.values(), strict=True):
-        w = r.statistic.w.detach()
+    assert [v["layer"] for v in strategy.report] == list(LAYERS)
+    assert all(v["strict"] for v in strategy.report)
+    for v, r in zip(strategy.report, strategy.recurrences.values(), strict=True):
+        w = r.critic.w.detach()
         assert v["theta"] == pytest.approx(float(w @ r.h / w.norm()), rel=1e-5)
-    assert json.loads((Path(logger.log_dir) / "mine_verdict.json").read_text()) == strategy.verdict
+    assert json.loads((Path(logger.log_dir) / "mine_report.json").read_text()) == strategy.report
 
 
 # ---- other kinds of layers -------------------------------------------------------------------------------------------
@@ -823,7 +823,7 @@ def test_every_kind_of_layer_learns_its_level(kind: str, target: Any, branch: An
         assert torch.isfinite(b.theta)
         assert float(b.theta) != 1
         assert 0 < r.pending[0][0].norm() <= 2
-        for p in (*b.network.parameters(), *r.statistic.parameters()):
+        for p in (*b.network.parameters(), *r.critic.parameters()):
             assert p.grad is not None
             assert p.grad.abs().max() > 0
     strategy.detach()
@@ -859,7 +859,7 @@ def test_targets_of_another_precision(target: Any, dtypes: tuple[torch.dtype, to
         strategy = RECM(symmetry, LAYERS, target=1, gain=0.1)
         data = [(x.to(dtypes[0]), y.to(y_dtype)) for x, y in loader()]
         trainer(strategy).fit(Casts().to(dtypes[0]), batches(data))
-        levels.append([v["theta"] for v in strategy.verdict])
+        levels.append([v["theta"] for v in strategy.report])
     assert levels[1] == pytest.approx(levels[0], rel=1e-3)
 
 
@@ -891,7 +891,7 @@ def test_two_of_them_on_different_layers() -> None:
     run = trainer(first, second)
     run.fit(module, loader())
     assert {"recm_0/theta/net.0", "recm_2/theta/net.2"} <= set(run.callback_metrics)
-    assert [v["layer"] for s in (first, second) for v in s.verdict] == ["net.0", "net.2"]
+    assert [v["layer"] for s in (first, second) for v in s.report] == ["net.0", "net.2"]
     assert [type(module.net[i]) for i in (0, 2)] == [RelaxedLayer, RelaxedLayer]
     assert torch.isfinite(module.net(loader().dataset.x)).all()
 
@@ -1033,7 +1033,7 @@ def test_a_loop_without_a_trainer_keeps_what_was_learned() -> None:
         module.training_step(batch, step).backward()
         optimizer.step()
     strategy.finish(module)
-    assert [v["strict"] for v in strategy.verdict] == [False, False]
+    assert [v["strict"] for v in strategy.report] == [False, False]
     assert type(module.net[0]) is type(module.net[2]) is RelaxedLayer
     strict = make_net()
     strict.load_state_dict(without_branches(module.net.state_dict()))

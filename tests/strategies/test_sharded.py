@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 
-from lightning_equiv import REMUL, Strategy
+from lightning_equiv import REMUL, SymmetryCallback
 from tests.strategies.test_contract import CASES, Case
 from tests.strategies.toys import LR, SYMMETRY, Plain, Rows, rotations, trainer, weights
 
@@ -136,7 +136,7 @@ def test_a_loss_on_a_sharded_network_is_the_loss_on_the_whole_one(name: str, how
 
 
 # ---- in a Trainer ----------------------------------------------------------------------------------------------------
-def set_up(strategy: Strategy, sharding: type) -> None:
+def set_up(strategy: SymmetryCallback, sharding: type) -> None:
     run, module = trainer(strategy), Plain()
     run._accelerator_connector.strategy = object.__new__(sharding)  # a made one would look for its devices
     strategy.setup(run, module, "fit")

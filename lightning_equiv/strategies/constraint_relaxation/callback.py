@@ -10,13 +10,13 @@ from torch import Tensor
 from lightning_equiv._checks import check_number
 from lightning_equiv.groups.group import Group
 from lightning_equiv.layers.choose import Layer, Layers
-from lightning_equiv.strategies.branch_callback import BranchStrategy, Evaluate
+from lightning_equiv.strategies.branch_callback import BranchCallback, Evaluate
 from lightning_equiv.strategies.constraint_relaxation.penalties import penalties
 from lightning_equiv.strategies.constraint_relaxation.schedule import SCHEDULES, Schedule, level
 from lightning_equiv.symmetry.symmetry import Symmetry
 
 
-class ConstraintRelaxation(BranchStrategy):
+class ConstraintRelaxation(BranchCallback):
     r"""Constraint relaxation: equivariant layers may break their symmetry for a while, and end strictly equivariant.
 
         f_l(x) + theta W_l x        theta = peak * schedule(progress): one scalar for all layers, exactly 0 at the end
@@ -124,7 +124,7 @@ class ConstraintRelaxation(BranchStrategy):
                 assert representation is not None
                 representation.check_group(self.group)
 
-    def progress(self, step: int, total: int) -> None:
+    def set_progress(self, step: int, total: int) -> None:
         theta = self.peak * level(self.schedule, step, total, self.end)
         for b in self.branches:
             b.set_theta(theta)

@@ -19,20 +19,20 @@ from lightning_equiv._checks import check_number
 from lightning_equiv.groups.group import Group
 from lightning_equiv.layers.branch import normalised
 from lightning_equiv.layers.choose import Layer, Layers
-from lightning_equiv.layers.hidden_parameters import Transient
+from lightning_equiv.layers.hidden_parameters import HiddenParameters
 from lightning_equiv.layers.relaxed_layer import RelaxedLayer, replace_layers, without_branches
 from lightning_equiv.representations.representation import Representation
-from lightning_equiv.strategies.branch_callback import BranchStrategy, Evaluate, container_key
-from lightning_equiv.strategies.recm.critic import Statistic, draw_elements, target_size
+from lightning_equiv.strategies.branch_callback import BranchCallback, Evaluate, container_key
+from lightning_equiv.strategies.recm.critic import LipschitzCritic, draw_elements, target_size
 from lightning_equiv.strategies.recm.recurrence import Recurrence, Step
-from lightning_equiv.strategies.recm.report import judge, strict, told, write
+from lightning_equiv.strategies.recm.report import format_report, layer_report, strict, write
 from lightning_equiv.strategies.remul.callback import Target
 from lightning_equiv.symmetry.symmetry import Symmetry
 from lightning_equiv.symmetry.tree import describe, lookup
 from lightning_equiv.wiring.override import override
 
 
-class RECM(BranchStrategy):
+class RECM(BranchCallback):
     r"""Recurrent equivariant constraint modulation: every layer learns from the data how much of its symmetry to keep.
 
         f_l(x) + theta_l n_l(x)                            n_l normalised, so that it cannot undo a small theta
@@ -49,8 +49,8 @@ class RECM(BranchStrategy):
     Train on data that is as symmetric as its law: a finite sample of a symmetric law is not itself symmetric, and u can
     see that; add `GroupAugmentation` where the symmetry is exact.
 
-    Logs `recm/theta/LAYER` and `recm/violation/LAYER`, the length of s; at the end `verdict` says which layers became
-    strict, is printed, and is written to `recm_verdict.json` in the logger's folder.
+    Logs `recm/theta/LAYER` and `recm/violation/LAYER`, the length of s; at the end `report` says which layers became
+    strict, is printed, and is written to `recm_report.json` in the logger's folder.
 
     With finalize="keep" each layer whose |theta| is at least `threshold` is a `RelaxedLayer` after `fit`, an ordinary
     module; the others are the user's. Checkpoints written while training hold the user's weights under the user's keys,
@@ -67,7 +67,7 @@ class RECM(BranchStrategy):
         branch: "linear" (over its spectral norm; a convolution beside a convolution) or "mlp" (output of RMS 1).
         gain: b of the first half.
         num_samples: M, group elements for each row; a group of at most 16 elements is summed over.
-        statistic_width: hidden width of u.
+        critic_width: hidden width of u.
         state_dim: length of h.
         start: "relaxed" from theta = 1, or "equivariant" from theta = 0.
         threshold: |theta| under which a branch counts for nothing, in evaluation and at the end.
@@ -105,7 +105,7 @@ class RECM(BranchStrategy):
         branch: Literal["linear", "mlp"] = "linear",
         gain: float = 0.02,
         num_samples: int = 4,
-        statistic_width: int = 32,
+        critic_width: int = 32,
         state_dim: int = 8,
         start: Literal["relaxed", "equivariant"] = "relaxed",
         threshold: float = 1e-3,
@@ -143,17 +143,17 @@ class RECM(BranchStrategy):
             "num_samples": num_samples,
             "max_rows": max_rows,
             "state_dim": state_dim,
-            "statistic_width": statistic_width,
+            "critic_width": critic_width,
         }
         for key, value in sizes.items():
             check_number(key, value, least=1, whole=True)
         self.target, self.gain, self.num_samples = target, gain, num_samples
-        self.statistic_width, self.state_dim, self.start = statistic_width, state_dim, start
+        self.critic_width, self.state_dim, self.start = critic_width, state_dim, start
         self.threshold, self.finalize, self.max_rows = threshold, finalize, max_rows
         self.target_representation = self._declared()
         moved = self.target_representation
         self.target_size = None if moved is None else target_size(moved, self.group)
-        self.verdict: list[dict[str, Any]] = []
+        self.report: list[dict[str, Any]] = []
         self._gain, self._step, self._total_steps = gain, 0, 0
         self.recurrences: dict[str, Recurrence] = {}
         self._loaded_states: dict[str, Any] | None = None
@@ -195,22 +195,22 @@ class RECM(BranchStrategy):
                 )
             representation.check_group(self.group)
 
-    def furnish(self, container: Transient) -> None:
+    def add_modules(self, container: HiddenParameters) -> None:
         """Normalise the branches; u, w and a state for each."""
         self.recurrences = {}
         for b in self.branches:
             b.network = container[container_key(b.layer)] = normalised(b.network)
             dim = math.prod(b.layer.in_features or ()) + (self.target_size or math.prod(b.layer.out_features or ()))
-            statistic = Statistic(dim, self.statistic_width, self.state_dim).to(b.theta.device)
-            container[f"{container_key(b.layer)}-statistic"] = statistic
+            critic = LipschitzCritic(dim, self.critic_width, self.state_dim).to(b.theta.device)
+            container[f"{container_key(b.layer)}-critic"] = critic
             self.recurrences[b.layer.name] = Recurrence(
-                b, statistic, self.target_representation, self.max_rows, self.start == "relaxed"
+                b, critic, self.target_representation, self.max_rows, self.start == "relaxed"
             )
             b.level = self._make_level(self.recurrences[b.layer.name])
             b.active = True
 
-    def take_hold(self, module: L.LightningModule, undo: ExitStack) -> None:
-        super().take_hold(module, undo)
+    def _attach(self, module: L.LightningModule, undo: ExitStack) -> None:
+        super()._attach(module, undo)
         self._load_states(self._loaded_states or {})
 
     def _load_states(self, states: Mapping[str, Any]) -> None:
@@ -219,7 +219,7 @@ class RECM(BranchStrategy):
         self._loaded_states = None
         self.commit()
 
-    def progress(self, step: int, total: int) -> None:
+    def set_progress(self, step: int, total: int) -> None:
         """The gain of an optimizer step; the states take up what was seen since the last."""
         if step != self._step:
             self.commit()
@@ -239,7 +239,7 @@ class RECM(BranchStrategy):
         values |= {f"violation/{name}": r.pending[-1][0].norm() for name, r in self.recurrences.items() if r.pending}
         self.log_values(module, values, batch_size=1)
         zero = self.branches[0].theta.new_zeros(())
-        idle = [p for r in self.recurrences.values() if not r.branch.calls for p in r.statistic.parameters()]
+        idle = [p for r in self.recurrences.values() if not r.branch.calls for p in r.critic.parameters()]
         return zero + 0 * sum(p.sum() for p in idle)
 
     # ---- a training step -----------------------------------------------------------------------------------------
@@ -285,7 +285,7 @@ class RECM(BranchStrategy):
             before(checkpoint)
             checkpoint["state_dict"] = without_branches(checkpoint["state_dict"])  # if saved after a fit
             if stage != "fit":
-                self.begin_anew(pl_module)
+                self.restore_module(pl_module)
                 self.detach()
                 state = checkpoint.get("callbacks", {}).get(self.state_key)
                 if state:
@@ -293,7 +293,7 @@ class RECM(BranchStrategy):
                     self.attach(pl_module)
                     self._project()
 
-        self._temporary.callback(override(pl_module, "on_load_checkpoint", on_load_checkpoint))
+        self._evaluation_undo.callback(override(pl_module, "on_load_checkpoint", on_load_checkpoint))
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -307,7 +307,7 @@ class RECM(BranchStrategy):
         """Project, or leave the branches that count."""
         super().on_validation_start(trainer, pl_module)
         if self.evaluate == "relaxed":
-            self._temporary.enter_context(self.projected())
+            self._evaluation_undo.enter_context(self.projected())
             self._project()
 
     def _project(self) -> None:
@@ -315,18 +315,18 @@ class RECM(BranchStrategy):
             b.active = not strict(b, self.threshold)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """The verdict on every layer."""
+        """The report on every layer."""
         self._conclude()
         if trainer.loggers and trainer.log_dir is not None:
-            write(Path(trainer.log_dir) / f"{self.name}_verdict.json", self.verdict)
+            write(Path(trainer.log_dir) / f"{self.name}_report.json", self.report)
 
     def _conclude(self) -> None:
-        self.verdict = judge(self.branches, self.threshold)
-        rank_zero_info(told(type(self).__name__, self.verdict, self.gain, self._total_steps))
+        self.report = layer_report(self.branches, self.threshold)
+        rank_zero_info(format_report(type(self).__name__, self.report, self.gain, self._total_steps))
         self._saved = self.own_state()
 
     def finish(self, module: L.LightningModule) -> None:
-        """The verdict after a training without a Trainer; what is above the threshold stays as modules."""
+        """The report after a training without a Trainer; what is above the threshold stays as modules."""
         self.commit()
         self._conclude()
         self.detach()
@@ -347,7 +347,7 @@ class RECM(BranchStrategy):
         if self.finalize == "keep" and kept:
             self._put_back = replace_layers(module, kept)
 
-    def begin_anew(self, module: L.LightningModule) -> None:
+    def restore_module(self, module: L.LightningModule) -> None:
         """The module's own layers again, and the state of its training that ended; another module begins anew."""
         put_back, saved = self._put_back, self._saved
         self._put_back, self._saved = None, None
@@ -374,7 +374,7 @@ class RECM(BranchStrategy):
                 f"expected a checkpoint with the state of {self.state_key}, got one with "
                 f"{sorted(checkpoint.get('callbacks', {}))}"
             )
-        self.begin_anew(module)
+        self.restore_module(module)
         module.load_state_dict(without_branches(checkpoint["state_dict"]))
         self.load_state_dict(state)
         self.attach(module)

@@ -34,7 +34,7 @@ FULL_SUM = 16  # elements of a finite group up to which all are taken
 INVARIANT_SIZE = 32  # numbers that stand for a target that nothing moves
 
 
-class Statistic(nn.Module):
+class LipschitzCritic(nn.Module):
     """u, a 1-Lipschitz function of z, and the direction w / |w| in which the state is read.
 
     Args:
@@ -212,8 +212,8 @@ def target_size(representation: Representation, group: Group) -> int:
         return INVARIANT_SIZE
     if isinstance(representation, IrrepsTensor) and representation.dim == -1:
         return int(representation.irreps.dim)
-    if isinstance(representation, Point | CartesianTensor) and group.space is not None:
-        return int(group.space ** getattr(representation, "rank", 1))
+    if isinstance(representation, Point | CartesianTensor) and group.space_dim is not None:
+        return int(group.space_dim ** getattr(representation, "rank", 1))
     raise ValueError(
         f"expected a target moved as irreps, Point(), CartesianTensor() or Invariant(), got {representation!r}: leave "
         "`target` out and each layer's own output takes its place"
@@ -240,11 +240,11 @@ def mean_squares(x: Rows, y: Rows) -> Tensor:
     return torch.stack([x.values.square().mean(), y.values.square().mean().to(x.values)])
 
 
-def violation(statistic: Statistic, x: Rows, y: Rows, draw: Draw, squares: Tensor) -> Tensor:
+def violation(critic: LipschitzCritic, x: Rows, y: Rows, draw: Draw, squares: Tensor) -> Tensor:
     """(state_dim,) s of the head of this file.
 
     Args:
-        statistic: u.
+        critic: u.
         x: n rows.
         y: n rows.
         draw: g.
@@ -252,9 +252,9 @@ def violation(statistic: Statistic, x: Rows, y: Rows, draw: Draw, squares: Tenso
     """
     n, sizes = len(x.values), [x.values.shape[1], y.values.shape[1]]
     scale = (squares + 1e-12).rsqrt() / math.sqrt(sum(sizes))
-    parts = unit(statistic.inner.weight.to(x.values)).split(sizes, dim=1)
+    parts = unit(critic.inner.weight.to(x.values)).split(sizes, dim=1)
     weights = [part * factor for part, factor in zip(parts, scale, strict=True)]
     still, moved = (x.projected(weights[0], d) + y.projected(weights[1], d).to(x.values) for d in (None, draw))
-    u = statistic.read(torch.cat([still, moved]))
+    u = critic.read(torch.cat([still, moved]))
     s: Tensor = u[:n].mean(0) - u[n:].mean(0)
     return s

@@ -11,7 +11,14 @@ from torch import Tensor
 
 from lightning_equiv.layers.branch import Branch
 from lightning_equiv.representations.representation import Representation
-from lightning_equiv.strategies.recm.critic import Draw, Statistic, feature_rows, mean_squares, target_rows, violation
+from lightning_equiv.strategies.recm.critic import (
+    Draw,
+    LipschitzCritic,
+    feature_rows,
+    mean_squares,
+    target_rows,
+    violation,
+)
 
 
 @dataclass
@@ -34,7 +41,7 @@ class Recurrence:
 
     Args:
         branch: of the layer.
-        statistic: u and w.
+        critic: u and w.
         target: how the group moves the target.
         max_rows: rows that s is averaged over.
         relaxed: start from h = w / |w|, theta = 1, or from 0.
@@ -46,10 +53,10 @@ class Recurrence:
     """
 
     def __init__(
-        self, branch: Branch, statistic: Statistic, target: Representation | None, max_rows: int, relaxed: bool
+        self, branch: Branch, critic: LipschitzCritic, target: Representation | None, max_rows: int, relaxed: bool
     ) -> None:
-        self.branch, self.statistic, self.target, self.max_rows = branch, statistic, target, max_rows
-        w = statistic.w.detach().double()
+        self.branch, self.critic, self.target, self.max_rows = branch, critic, target, max_rows
+        w = critic.w.detach().double()
         self.h = w / w.norm() if relaxed else torch.zeros_like(w)
         self.squares: Tensor | None = None
         self.pending: list[tuple[Tensor, Tensor]] = []
@@ -70,10 +77,10 @@ class Recurrence:
         if self.squares is None:
             first = mean_over_ranks(squares)
             self.squares = finite(first, torch.ones_like(first))
-        s = violation(self.statistic, x_rows, y_rows, step.draw(count), self.squares.to(squares))
+        s = violation(self.critic, x_rows, y_rows, step.draw(count), self.squares.to(squares))
         s, squares = mean_over_ranks(torch.cat([s, squares])).split([len(s), len(squares)])
         self.pending.append((s.detach(), squares.detach()))
-        theta = self.statistic.direction().to(s) @ torch.lerp(self.h.to(s), s, step.gain)
+        theta = self.critic.direction().to(s) @ torch.lerp(self.h.to(s), s, step.gain)
         self.branch.theta = theta.detach()
         return theta
 
@@ -89,7 +96,7 @@ class Recurrence:
             self.h, self.squares = torch.lerp(h, finite(s, h), gain), torch.lerp(held, finite(squares, held), gain)
             self.pending = []
         with torch.no_grad():
-            w = self.statistic.direction()
+            w = self.critic.direction()
             self.branch.theta = w @ self.h.to(w)
 
     def state(self) -> dict[str, Any]:

@@ -11,10 +11,10 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 
 from lightning_equiv.layers.branch import Branch
 
-Verdict = list[dict[str, Any]]
+Report = list[dict[str, Any]]
 
 
-def judge(branches: list[Branch], threshold: float) -> Verdict:
+def layer_report(branches: list[Branch], threshold: float) -> Report:
     """For every layer its theta, and whether it is strict: |theta| < threshold."""
     return [{"layer": b.layer.name, "theta": float(b.theta), "strict": strict(b, threshold)} for b in branches]
 
@@ -24,9 +24,9 @@ def strict(branch: Branch, threshold: float) -> bool:
     return abs(float(branch.theta)) < threshold
 
 
-def told(who: str, verdict: Verdict, gain: float, steps: int) -> str:
-    """The verdict in words, and a warning where much of the start is left after so many steps."""
-    lines = [f"  {v['layer']}: theta {v['theta']:+.4f}{', strict' if v['strict'] else ''}" for v in verdict]
+def format_report(who: str, report: Report, gain: float, steps: int) -> str:
+    """The report in words, and a warning where much of the start is left after so many steps."""
+    lines = [f"  {v['layer']}: theta {v['theta']:+.4f}{', strict' if v['strict'] else ''}" for v in report]
     left = math.exp(-0.75 * gain * steps)  # the product of 1 - b over the run
     if left > 0.01:
         lines.append(f"  {left:.0%} of the start is left in every state: train longer, or raise gain={gain}")
@@ -34,7 +34,7 @@ def told(who: str, verdict: Verdict, gain: float, steps: int) -> str:
 
 
 @rank_zero_only
-def write(path: Path, verdict: Verdict) -> None:
-    """The verdict as JSON."""
+def write(path: Path, report: Report) -> None:
+    """The report as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(verdict, indent=1))
+    path.write_text(json.dumps(report, indent=1))

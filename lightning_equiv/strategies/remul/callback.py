@@ -13,19 +13,19 @@ from torch import Tensor, nn
 from lightning_equiv._checks import check_number
 from lightning_equiv.layers.hidden_parameters import own_parameters
 from lightning_equiv.metrics.functional import Distance, as_distance, equivariance_loss
-from lightning_equiv.strategies.base import Strategy
+from lightning_equiv.strategies.base import SymmetryCallback
 from lightning_equiv.strategies.remul.gradnorm import gradnorm_weights
 from lightning_equiv.symmetry.symmetry import Symmetry, as_symmetry
 from lightning_equiv.symmetry.tree import Tree, describe, leaf_pairs, lookup
 from lightning_equiv.wiring.call_recorder import Call, CallRecorder
-from lightning_equiv.wiring.frozen_randomness import frozen_stochastic
+from lightning_equiv.wiring.frozen_randomness import frozen_randomness
 from lightning_equiv.wiring.network import find_network
 from lightning_equiv.wiring.training_step import StepHooks, wrap_training_step
 
 Target = str | int | Sequence[Hashable] | Callable[[Any], Any]
 
 
-class REMUL(Strategy):
+class REMUL(SymmetryCallback):
     r"""REMUL: trains any network to be nearly equivariant by a second loss.
 
         L = alpha L_task + beta L_equi
@@ -111,7 +111,7 @@ class REMUL(Strategy):
         self._weights = torch.tensor([1.0, float(weight)]) * (1.0 if balance == "constant" else 2 / (1 + weight))
         self._first_losses: Tensor | None = None
 
-    def take_hold(self, module: L.LightningModule, undo: ExitStack) -> None:
+    def _attach(self, module: L.LightningModule, undo: ExitStack) -> None:
         """Listen to the network and wrap `training_step`."""
         network = find_network(module, self.network)
         shared = self._shared_weights(network) if self.balance == "gradnorm" else None
@@ -149,7 +149,7 @@ class REMUL(Strategy):
                 "belongs to one of them: leave `target` out to anchor every call on its own prediction"
             )
         generator = self.generator()
-        with frozen_stochastic(module) if self.freeze_stochastic else nullcontext():
+        with frozen_randomness(module) if self.freeze_stochastic else nullcontext():
             losses = [self._equivariance_loss(network, call, batch, generator) for call in calls]
         losses_ = torch.stack([task_loss, torch.stack(losses).mean()])
         weights = self._weights = self._weights.to(losses_.device)

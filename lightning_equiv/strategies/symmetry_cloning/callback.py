@@ -19,7 +19,7 @@ from lightning_equiv._checks import check_number
 from lightning_equiv.groups.group import as_group, derived_generator
 from lightning_equiv.layers.branch import branches_off
 from lightning_equiv.layers.hidden_parameters import on_cpu, own_parameters
-from lightning_equiv.strategies.base import Strategy
+from lightning_equiv.strategies.base import SymmetryCallback
 from lightning_equiv.strategies.symmetry_cloning.cloning import Pair, clone, fingerprint, measured_error, without_tau
 from lightning_equiv.strategies.symmetry_cloning.inputs import (
     Args,
@@ -40,7 +40,7 @@ from lightning_equiv.wiring.training_batches import training_batches
 from lightning_equiv.wiring.training_step import StepHooks, wrap_training_step
 
 
-class SymmetryCloning(Strategy):
+class SymmetryCloning(SymmetryCallback):
     r"""Symmetry cloning: a plain network learns an equivariant teacher's behaviour, then trains with or without it.
 
         phase one     min_theta  mean |h_theta(x, tau) - Phi(x; tau)|^2 / mean |Phi|^2      x, tau ~ N(0, I)
@@ -154,7 +154,7 @@ class SymmetryCloning(Strategy):
         self._cloned: weakref.ref[nn.Module] | None = None  # the student of the last fit
 
     # ---- the hold ------------------------------------------------------------------------------------------------
-    def take_hold(self, module: L.LightningModule, undo: ExitStack) -> None:
+    def _attach(self, module: L.LightningModule, undo: ExitStack) -> None:
         """Find the student, freeze it where it shall stay as it is, and pull it back to the clone."""
         student = find_network(module, self.network)
         if not any(True for _ in student.parameters()):
@@ -177,7 +177,7 @@ class SymmetryCloning(Strategy):
                 )
         undo.callback(wrap_training_step(module, StepHooks(after=self._after(module, student))))
 
-    def progress(self, step: int, total: int) -> None:
+    def set_progress(self, step: int, total: int) -> None:
         if self.needs_end:
             self._decay = max(0.0, 1 - step / total)
 
