@@ -1,11 +1,11 @@
 """lightning_equiv: relaxed equivariance for any LightningModule."""
 
 from lightning_equiv.citation import citation
-from lightning_equiv.groups.element import AlgebraElement, GroupElement
 from lightning_equiv.groups.euclidean import E3, SE3
 from lightning_equiv.groups.finite import Cyclic, Dihedral
-from lightning_equiv.groups.group import Group, Product, as_group
+from lightning_equiv.groups.group import AlgebraElement, Group, GroupElement
 from lightning_equiv.groups.permutation import Permutation
+from lightning_equiv.groups.product import Product, as_group
 from lightning_equiv.groups.rotation import O3, SO2, SO3
 from lightning_equiv.layers.cloned_layer import ClonedLayer, ConditionalBilinear, ConditionalMLP
 from lightning_equiv.layers.relaxed_layer import RelaxedLayer

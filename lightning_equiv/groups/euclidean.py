@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from lightning_equiv._checks import check_number
-from lightning_equiv.groups.element import AlgebraElement, GroupElement, element_dtype
-from lightning_equiv.groups.group import Device, Group, register_group
+from lightning_equiv.groups.group import AlgebraElement, Device, Group, GroupElement, element_dtype
+from lightning_equiv.groups.product import register_group
 from lightning_equiv.groups.rotation import antisymmetric, check_orthogonal, random_orthogonal
 
 

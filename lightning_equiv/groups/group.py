@@ -1,20 +1,24 @@
-"""What a group is, the direct product of groups, and how a group is written as a string."""
+"""What a group is, and batches of its elements and of elements of its Lie algebra, as values."""
 
 from __future__ import annotations
 
-import difflib
-import hashlib
-import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 
-from lightning_equiv.groups.element import AlgebraElement, GroupElement, element_dtype
+from lightning_equiv._random import private_generator
 
 Device = torch.device | str | None
+Index = int | slice | Tensor
+Batch = TypeVar("Batch", bound="_Batch")
+
+
+def element_dtype(device: torch.device | str | None) -> torch.dtype:
+    """The precision in which elements live: float64, but float32 where a device has no float64 (MPS)."""
+    return torch.float32 if device is not None and torch.device(device).type == "mps" else torch.float64
 
 
 class Group(ABC):
@@ -33,8 +37,9 @@ class Group(ABC):
     order: int | None = None
     compact: bool = True
     space_dim: int | None = None
+    product_type: ClassVar[type]  # set where `Product` is defined, which builds on groups
 
-    # ---- to be said by every group -------------------------------------------------------------------------------
+    # ---- what every group defines -------------------------------------------------------------------------------
     @abstractmethod
     def draw(self, n: int, generator: torch.Generator | None, device: torch.device) -> tuple[Tensor, ...]:
         """Coordinates of n Haar-distributed elements, drawn on `device` by `generator`."""
@@ -87,7 +92,7 @@ class Group(ABC):
         """(n, d) translational part of a, or None."""
         return None
 
-    # ---- given to every group ------------------------------------------------------------------------------------
+    # ---- what every group inherits ----------------------------------------------------------------------------------
     def sample(
         self,
         n: int,
@@ -111,7 +116,7 @@ class Group(ABC):
         """
         if n < 1:
             raise ValueError(f"expected at least one element of {self} to draw, got n={n} (an empty batch?)")
-        generator = generator if generator is not None else _private_generator()
+        generator = generator if generator is not None else private_generator()
         device = generator.device if device is None else device
         coordinates = self.draw(n, generator, generator.device)
         return GroupElement(self, coordinates).to(device, dtype or element_dtype(device))
@@ -136,205 +141,189 @@ class Group(ABC):
         """The standard basis of the Lie algebra: `dim` elements, none for a finite group."""
         return AlgebraElement(self, (torch.eye(self.dim, device=device, dtype=dtype or element_dtype(device)),))
 
-    def __mul__(self, other: Group) -> Product:
-        return Product((*_factors(self), *_factors(other)))
+    def __mul__(self, other: Group) -> Group:
+        product: Group = self.product_type((self, other))
+        return product
 
 
-@dataclass(frozen=True)
-class Product(Group):
-    """Direct product of groups: a tuple of independent elements, written `SO3() * Permutation(5)` or "SO(3) x S5".
+@dataclass(frozen=True, eq=False, repr=False)
+class _Batch:
+    """A group and a batch of its coordinates; never changed after it is made."""
 
-    A representation takes from an element the part that it needs: irreps take the factor that has a matrix,
-    `Permuted` the one that permutes. Where two factors have one, say which: `Factor(0, "1o")`.
+    group: Group
+    coordinates: tuple[Tensor, ...]
+    _along_z: ClassVar[float]  # what a matrix of the plane does to the z axis of space
 
-    Examples:
-        >>> from lightning_equiv import SO3, Permutation
-        >>> group = SO3() * Permutation(5)
-        >>> str(group), group.dim
-        ('SO(3) x S5', 3)
-    """
+    def __len__(self) -> int:
+        return self.coordinates[0].shape[0]
 
-    factors: tuple[Group, ...]
+    def __getitem__(self: Batch, index: Index) -> Batch:
+        if isinstance(index, Tensor) and index.ndim == 0:
+            index = index[None]
+        if isinstance(index, int):
+            if not -len(self) <= index < len(self):  # this is also what ends `for one in g`
+                raise IndexError(f"expected a number from {-len(self)} to {len(self) - 1}, got {index}, in {self!r}")
+            index = slice(index, index + 1 or None)
+        return replace(self, coordinates=tuple(c[index] for c in self.coordinates))
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "factors", tuple(part for f in self.factors for part in _factors(as_group(f))))
-        if not self.factors:
-            raise ValueError("expected at least one factor in a product of groups, got none")
+    def repeat(self: Batch, times: int) -> Batch:
+        """The whole batch, `times` times over: (g_1 .. g_n, g_1 .. g_n, ...)."""
+        return replace(self, coordinates=tuple(c.repeat(times, *[1] * (c.ndim - 1)) for c in self.coordinates))
+
+    def to(self: Batch, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Batch:
+        """The same elements on another device or in another floating-point precision.
+
+        Args:
+            device: where to; None stays.
+            dtype: precision of the real coordinates; whole-number coordinates (of finite groups) keep theirs.
+        """
+
+        def move(c: Tensor) -> Tensor:
+            upload = device is not None and torch.device(device).type == "cuda" and c.device.type == "cpu"
+            if upload:
+                c = c.pin_memory()  # an unpinned copy would make the host wait for the device
+            return c.to(device=device, dtype=dtype if c.is_floating_point() else None, non_blocking=upload)
+
+        return replace(self, coordinates=tuple(move(c) for c in self.coordinates))
 
     @property
-    def dim(self) -> int:  # type: ignore[override]
-        return sum(f.dim for f in self.factors)
+    def device(self) -> torch.device:
+        """Where the coordinates lie."""
+        return self.coordinates[0].device
 
     @property
-    def order(self) -> int | None:  # type: ignore[override]
-        order = 1
-        for factor in self.factors:
-            if factor.order is None:
-                return None
-            order *= factor.order
-        return order
+    def matrix(self) -> Tensor:
+        """(n, d, d) matrices that act on column vectors."""
+        raise NotImplementedError
 
     @property
-    def compact(self) -> bool:  # type: ignore[override]
-        return all(f.compact for f in self.factors)
+    def translation(self) -> Tensor | None:
+        """(n, d) translations, or None."""
+        raise NotImplementedError
 
-    @property
-    def space_dim(self) -> int | None:  # type: ignore[override]
-        dims = [f.space_dim for f in self.factors if f.space_dim is not None]
-        return dims[0] if len(dims) == 1 else None
-
-    def parts(self, g: GroupElement) -> tuple[GroupElement, ...]:
-        parts, start = [], 0
-        for factor in self.factors:
-            stop = start + len(factor.identity().coordinates)
-            parts.append(GroupElement(factor, g.coordinates[start:stop]))
-            start = stop
-        return tuple(parts)
-
-    def algebra_parts(self, a: AlgebraElement) -> tuple[AlgebraElement, ...]:
-        split = a.coefficients.split([f.dim for f in self.factors], dim=-1)
-        return tuple(AlgebraElement(f, (c,)) for f, c in zip(self.factors, split, strict=True))
-
-    def draw(self, n: int, generator: torch.Generator | None, device: torch.device) -> tuple[Tensor, ...]:
-        return tuple(c for f in self.factors for c in f.draw(n, generator, device))
-
-    def identity(self, n: int = 1, *, device: Device = None, dtype: torch.dtype | None = None) -> GroupElement:
-        return self._join([f.identity(n, device=device, dtype=dtype) for f in self.factors])
-
-    def compose(self, g: GroupElement, h: GroupElement) -> GroupElement:
-        return self._join([a @ b for a, b in zip(g.parts, h.parts, strict=True)])
-
-    def inverse(self, g: GroupElement) -> GroupElement:
-        return self._join([part.inverse() for part in g.parts])
-
-    def exp(self, a: AlgebraElement) -> GroupElement:
-        return self._join([part.exp() for part in self.algebra_parts(a)])
-
-    def elements(self, *, device: Device = None) -> GroupElement:
-        lists = [f.elements(device=device) for f in self.factors]
-        grid = torch.cartesian_prod(*[torch.arange(len(e), device=device) for e in lists]).reshape(-1, len(lists))
-        return self._join([e[index] for e, index in zip(lists, grid.unbind(1), strict=True)])
-
-    def generators(self, *, device: Device = None) -> GroupElement:
-        found = []
-        for i, factor in enumerate(self.factors):
-            own = factor.generators(device=device)
-            parts = [f.identity(len(own), device=device) for f in self.factors]
-            parts[i] = own
-            found.append(self._join(parts))
-        return GroupElement(self, tuple(torch.cat(c) for c in zip(*(g.coordinates for g in found), strict=True)))
-
-    def matrix(self, g: GroupElement) -> Tensor | None:
-        part = self._the_one_with_space()
-        return None if part is None else g.parts[part].matrix
-
-    def translation(self, g: GroupElement) -> Tensor | None:
-        part = self._the_one_with_space()
-        return None if part is None else g.parts[part].translation
-
-    def permutation(self, g: GroupElement) -> Tensor | None:
-        found = [p for p in (part.group.permutation(part) for part in g.parts) if p is not None]
-        if len(found) > 1:
+    def matrix_in(self, space: int) -> Tensor:
+        """(n, space, space) matrices: those of a plane leave the z axis alone."""
+        matrix, d = self.matrix, self.matrix.shape[-1]
+        if d > space:
             raise ValueError(
-                f"{self} permutes in more than one factor: write which one acts, as in Factor(0, Permuted(1))"
+                f"{self.group} moves vectors of {d} components, but the tensor holds vectors of {space}: "
+                f"declare it with another representation, or take a group of the plane (SO(2), C4, D4)"
             )
-        return found[0] if found else None
+        if d < space:
+            matrix = torch.nn.functional.pad(matrix, (0, space - d, 0, space - d))
+            matrix[..., range(d, space), range(d, space)] = self._along_z
+        return matrix
 
-    def algebra_matrix(self, a: AlgebraElement) -> Tensor | None:
-        part = self._the_one_with_space()
-        return None if part is None else self.algebra_parts(a)[part].matrix
+    def translation_in(self, space: int) -> Tensor | None:
+        """(n, space) translations, or None."""
+        translation = self.translation
+        return None if translation is None else torch.nn.functional.pad(translation, (0, space - translation.shape[-1]))
 
-    def algebra_translation(self, a: AlgebraElement) -> Tensor | None:
-        part = self._the_one_with_space()
-        return None if part is None else self.algebra_parts(a)[part].translation
-
-    def _the_one_with_space(self) -> int | None:
-        found = [i for i, f in enumerate(self.factors) if f.space_dim is not None]
-        if len(found) > 1:
-            raise ValueError(
-                f"{self} has a matrix in more than one factor: write which one acts, as in Factor(0, '1o')"
-            )
-        return found[0] if found else None
-
-    def _join(self, parts: Sequence[GroupElement]) -> GroupElement:
-        return GroupElement(self, tuple(c for part in parts for c in part.coordinates))
-
-    def __str__(self) -> str:
-        return " x ".join(map(str, self.factors))
+    def __repr__(self) -> str:
+        return f"<{len(self)} of {self.group!r} on {self.device}>"
 
 
-_patterns: list[tuple[str, re.Pattern[str], type[Group]]] = []
+class GroupElement(_Batch):
+    """A batch of n elements of one group.
 
-
-def register_group(example: str, pattern: str, constructor: type[Group]) -> None:
-    """Let `as_group` understand strings that match `pattern`; its groups become the numbers that make one."""
-    _patterns.append((example, re.compile(pattern, re.IGNORECASE), constructor))
-
-
-def as_group(group: Group | str) -> Group:
-    """The group that a string names.
-
-    "SO(2)", "SO(3)", "O(3)", "SE(3)", "E(3)", "C4" (any n), "D4" (any n), "S5" (any n), and direct products such as
-    "SO(3) x S5"; "SE(3, scale=20)" says how far translations go. `str` of a group is such a name. A group is passed
-    through.
-
-    Raises:
-        ValueError: the string names no group; the nearest names are shown.
+    An element batch is an immutable value: it is passed, indexed and composed, never kept between two calls.
+    `g[i]` is a batch again, also for a whole number i; `g[index]` with a tensor sends one element per graph to the
+    graph's nodes; `g @ h` composes; `len(g)` is n.
 
     Examples:
-        >>> as_group("SO(3) x C4")
-        Product(factors=(SO3(), Cyclic(n=4)))
-    """
-    if isinstance(group, Group):
-        return group
-    if not isinstance(group, str):
-        raise TypeError(f"expected a Group or its name, such as SO3() or 'SO(3)', got {group!r}")
-    words = re.split(r"\s+[x×]\s+", group.strip())
-    if len(words) > 1:
-        return Product(tuple(as_group(word) for word in words))
-    for _, pattern, constructor in _patterns:
-        match = pattern.fullmatch(words[0])
-        if match and len(words[0]) < 100:  # Python refuses numbers of thousands of digits in its own words
-            return constructor(*[int(v) if v.isdigit() else float(v) for v in match.groups() if v is not None])
-    names = [example for example, _, _ in _patterns]
-    near = difflib.get_close_matches(group.upper(), names, n=2, cutoff=0.4)
-    hint = f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""
-    raise ValueError(
-        f"no group is named {group!r}{hint}: expected one of {', '.join(map(repr, names))}, or a product 'SO(3) x S5'"
-    )
-
-
-def derived_generator(*key: object) -> torch.Generator:
-    """A fresh CPU generator whose numbers are a pure function of `key`.
-
-    Draws that depend on (seed, rank, epoch, batch) alone need no state to resume from and no state to protect.
-
-    Examples:
-        >>> a, b = (torch.rand(1, generator=derived_generator("seed", 0)) for _ in range(2))
-        >>> bool(a == b)
+        >>> import torch
+        >>> from lightning_equiv import SO3
+        >>> g = SO3().sample(4, generator=torch.Generator().manual_seed(0))
+        >>> len(g), tuple(g.matrix.shape), len(g[torch.tensor([0, 0, 3])])
+        (4, (4, 3, 3), 3)
+        >>> torch.allclose((g @ g.inverse()).matrix, torch.eye(3, dtype=torch.float64).expand(4, 3, 3))
         True
     """
-    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
+
+    _along_z = 1.0
+
+    @property
+    def matrix(self) -> Tensor:
+        """(n, d, d) orthogonal matrices, acting on column vectors; AttributeError for a group that has none."""
+        matrix = self.group.matrix(self)
+        if matrix is None:
+            raise AttributeError(
+                f"elements of {self.group} have no matrix: expected a group that moves points in space"
+            )
+        return matrix
+
+    @property
+    def translation(self) -> Tensor | None:
+        """(n, d) translations, applied after the matrix; None for a group without translations."""
+        return self.group.translation(self)
+
+    @property
+    def permutation(self) -> Tensor:
+        """(n, m) permutations, i -> permutation[:, i]; AttributeError for a group that permutes nothing."""
+        permutation = self.group.permutation(self)
+        if permutation is None:
+            raise AttributeError(
+                f"elements of {self.group} permute nothing: expected Permutation(n) or a product with it"
+            )
+        return permutation
+
+    @property
+    def parts(self) -> tuple[GroupElement, ...]:
+        """The element's factors in a direct product; the element itself in any other group."""
+        return self.group.parts(self)
+
+    def inverse(self) -> GroupElement:
+        """The inverse of every element."""
+        return self.group.inverse(self)
+
+    def __matmul__(self, other: GroupElement) -> GroupElement:
+        if not isinstance(other, GroupElement) or other.group != self.group:
+            raise ValueError(f"expected elements of one group to compose, got {self!r} and {other!r}")
+        g = self.repeat(len(other)) if len(self) == 1 else self
+        h = other.repeat(len(g)) if len(other) == 1 else other
+        if len(g) != len(h):
+            raise ValueError(f"expected as many elements on both sides of @, or one, got {len(self)} and {len(other)}")
+        return self.group.compose(g, h)
 
 
-def process_rank() -> int:
-    """This process's number under distributed training, 0 elsewhere: a part of every key of `derived_generator`."""
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return torch.distributed.get_rank() if distributed else 0
+class AlgebraElement(_Batch):
+    """A batch of n elements of a group's Lie algebra: real coefficients of its basis.
 
+    `coefficients` has shape (n, dim). Rotations are in radians, translations in the unit of length of the data.
+    """
 
-_private: dict[int, torch.Generator] = {}
+    _along_z = 0.0
 
+    @property
+    def coefficients(self) -> Tensor:
+        """(n, dim) coefficients in the basis that `group.algebra()` lists."""
+        return self.coordinates[0]
 
-def _private_generator() -> torch.Generator:
-    """One generator for all draws without a generator: follows `seed_everything`, leaves the global one alone."""
-    seed = torch.initial_seed()
-    if seed not in _private:
-        _private.clear()
-        _private[seed] = derived_generator("lightning_equiv", seed)
-    return _private[seed]
+    @property
+    def matrix(self) -> Tensor:
+        """(n, d, d) antisymmetric matrices; zero for a finite group that acts on space."""
+        matrix = self.group.algebra_matrix(self)
+        if matrix is None:
+            raise AttributeError(f"the Lie algebra of {self.group} has no matrices")
+        return matrix
 
+    @property
+    def translation(self) -> Tensor | None:
+        """(n, d) velocities of the translation; None for a group without translations."""
+        return self.group.algebra_translation(self)
 
-def _factors(group: Group) -> tuple[Group, ...]:
-    return group.factors if isinstance(group, Product) else (group,)
+    @property
+    def parts(self) -> tuple[AlgebraElement, ...]:
+        """The parts in the factors of a direct product; the element itself in any other group."""
+        return self.group.algebra_parts(self)
+
+    def __mul__(self, scale: float | Tensor) -> AlgebraElement:
+        if isinstance(scale, Tensor) and scale.ndim == 1:
+            scale = scale[:, None]  # one for each element
+        return replace(self, coordinates=(self.coefficients * scale,))
+
+    __rmul__ = __mul__
+
+    def exp(self) -> GroupElement:
+        """The group elements reached after unit time."""
+        return self.group.exp(self)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from lightning_equiv._checks import check_number
-from lightning_equiv.groups.element import AlgebraElement, GroupElement
-from lightning_equiv.groups.group import Device, Group, register_group
+from lightning_equiv.groups.group import AlgebraElement, Device, Group, GroupElement
+from lightning_equiv.groups.product import register_group
 
 _MOST_LISTED = 8
 

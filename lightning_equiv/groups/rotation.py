@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_equiv.groups.element import AlgebraElement, GroupElement, element_dtype
-from lightning_equiv.groups.group import Device, Group, register_group
+from lightning_equiv.groups.group import AlgebraElement, Device, Group, GroupElement, element_dtype
+from lightning_equiv.groups.product import register_group
 
 
 class OrthogonalGroup(Group):

@@ -11,7 +11,8 @@ from e3nn import o3
 from torch import Tensor, nn
 
 from lightning_equiv.groups.finite import Cyclic, Dihedral
-from lightning_equiv.groups.group import Group, Product, as_group
+from lightning_equiv.groups.group import Group
+from lightning_equiv.groups.product import Product, as_group
 from lightning_equiv.groups.rotation import O3
 from lightning_equiv.representations.image import Image
 from lightning_equiv.representations.representation import Factor, Invariant, IrrepsTensor, Representation

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lightning_equiv._checks import check_number
-from lightning_equiv.groups.group import derived_generator, process_rank
+from lightning_equiv._random import derived_generator, process_rank
 from lightning_equiv.metrics.functional import TOTAL, Kind, equivariance_sums, part_paths, reduce_sums
 from lightning_equiv.symmetry.symmetry import Symmetry, as_symmetry
 

@@ -13,8 +13,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from lightning_equiv.groups.element import GroupElement
-from lightning_equiv.groups.group import Group, as_group
+from lightning_equiv.groups.group import Group, GroupElement
+from lightning_equiv.groups.product import as_group
 from lightning_equiv.representations.representation import IrrepsTensor, Representation
 from lightning_equiv.symmetry.symmetry import Layout, Symmetry
 from lightning_equiv.symmetry.tree import Spec, Tree, describe, join, leaf_pairs, map_tensors, map_tree

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import lightning as L
 from torch import Tensor
 
-from lightning_equiv.groups.group import derived_generator, process_rank
+from lightning_equiv._random import derived_generator, process_rank
 from lightning_equiv.metrics.functional import Distance, as_distance, equivariance_loss
 from lightning_equiv.metrics.monitor import EquivarianceMonitor
 from lightning_equiv.strategies.base import SymmetryCallback

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_equiv.groups.element import AlgebraElement, GroupElement
 from lightning_equiv.groups.finite import PolygonGroup
-from lightning_equiv.groups.group import Group
+from lightning_equiv.groups.group import AlgebraElement, Group, GroupElement
 from lightning_equiv.representations.action import apply_matrix, check_dim
 from lightning_equiv.representations.representation import Representation
 

@@ -10,7 +10,7 @@ from typing import TypeAlias
 from e3nn import o3
 from torch import Tensor
 
-from lightning_equiv.groups.element import GroupElement
+from lightning_equiv.groups.group import GroupElement
 from lightning_equiv.representations.representation import Custom, IrrepsTensor, Representation
 
 RepresentationLike: TypeAlias = Representation | str | o3.Irreps | Callable[[GroupElement, Tensor], Tensor]

@@ -17,8 +17,7 @@ from e3nn import o3
 from torch import Tensor
 
 from lightning_equiv._checks import check_number
-from lightning_equiv.groups.element import AlgebraElement, GroupElement
-from lightning_equiv.groups.group import Group
+from lightning_equiv.groups.group import AlgebraElement, Group, GroupElement
 from lightning_equiv.representations.action import apply_matrix, check_dim, check_vectors
 from lightning_equiv.representations.wigner import rotate_irreps, rotate_irreps_infinitesimal
 

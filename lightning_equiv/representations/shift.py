@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from lightning_equiv._checks import check_number
-from lightning_equiv.groups.element import AlgebraElement, GroupElement
 from lightning_equiv.groups.finite import Cyclic, Dihedral, PolygonGroup
-from lightning_equiv.groups.group import Group
+from lightning_equiv.groups.group import AlgebraElement, Group, GroupElement
 from lightning_equiv.representations.action import check_dim
 from lightning_equiv.representations.representation import Representation
 

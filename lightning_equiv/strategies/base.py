@@ -13,7 +13,7 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelP
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lightning_equiv._checks import check_number
-from lightning_equiv.groups.group import derived_generator, process_rank
+from lightning_equiv._random import derived_generator, process_rank
 from lightning_equiv.wiring.override import override
 
 

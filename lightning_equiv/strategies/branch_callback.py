@@ -15,8 +15,9 @@ from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_equiv._checks import check_number
-from lightning_equiv.groups.element import element_dtype
-from lightning_equiv.groups.group import Group, as_group, derived_generator
+from lightning_equiv._random import derived_generator
+from lightning_equiv.groups.group import Group, element_dtype
+from lightning_equiv.groups.product import as_group
 from lightning_equiv.layers.branch import Branch, attach_branch, make_branch
 from lightning_equiv.layers.choose import Layer, Layers, find_layers, first_tensor
 from lightning_equiv.layers.hidden_parameters import CONTAINER, HiddenParameters

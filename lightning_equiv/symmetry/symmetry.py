@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_equiv.groups.element import GroupElement
-from lightning_equiv.groups.group import Group, as_group
+from lightning_equiv.groups.group import Group, GroupElement
+from lightning_equiv.groups.product import as_group
 from lightning_equiv.representations.representation import Invariant, NodeIndex, Representation
 from lightning_equiv.symmetry.tree import Spec, Tree, as_spec, children, describe, is_graph, leaves, map_tree, tensors
 

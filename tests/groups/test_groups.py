@@ -13,8 +13,8 @@ import torch
 from scipy.spatial.transform import Rotation
 
 from lightning_equiv import E3, O3, SE3, SO2, SO3, Cyclic, Dihedral, Group, GroupElement, Permutation, Product, as_group
-from lightning_equiv.groups.element import AlgebraElement
-from lightning_equiv.groups.group import derived_generator
+from lightning_equiv._random import derived_generator
+from lightning_equiv.groups.group import AlgebraElement
 from lightning_equiv.groups.rotation import quaternion_to_matrix
 from tests.contracts import GROUP_LAWS, GROUPS, close, concrete_subclasses, draw, row_of
 

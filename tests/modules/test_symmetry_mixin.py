@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_equiv import REMUL, EquivarianceMonitor, GroupAugmentation, SymmetryMixin
-from lightning_equiv.groups.group import derived_generator
+from lightning_equiv._random import derived_generator
 from tests.strategies.toys import SYMMETRY, Plain, loader, make_net, trainer, weights
 
 

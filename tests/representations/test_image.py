@@ -4,7 +4,7 @@ import scipy.ndimage
 import torch
 
 from lightning_equiv import SO2, Cyclic, Dihedral, Image, VectorField
-from lightning_equiv.groups.element import AlgebraElement
+from lightning_equiv.groups.group import AlgebraElement
 from lightning_equiv.representations.image import grid, interpolate, moves_pixels_to_pixels
 from tests.contracts import close, draw
 

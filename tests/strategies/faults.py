@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_equiv import SO3, GroupAugmentation
-from lightning_equiv.groups.group import derived_generator
+from lightning_equiv._random import derived_generator
 from tests.strategies.cloned_by_hand import AnnealedByHand, ClonedByHand
 from tests.strategies.recm_by_hand import RecmByHand
 from tests.strategies.relaxed_by_hand import LIE, NORM, RelaxedByHand, slow_root

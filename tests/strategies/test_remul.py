@@ -249,7 +249,7 @@ def test_pyg_batches_one_element_a_graph() -> None:
         run.fit(module, DataLoader([batch], batch_size=None))
         moved = []
         from lightning_equiv import SE3
-        from lightning_equiv.groups.group import derived_generator
+        from lightning_equiv._random import derived_generator
 
         key = (0, 0, (0, 0))
         first = SE3().sample(3, generator=derived_generator("GroupAugmentation", "group_augmentation", *key)).matrix
@@ -277,7 +277,7 @@ def test_a_network_called_twice_is_anchored_on_each_prediction() -> None:
     run.fit(module, loader(n=4))
     x, y = next(iter(loader(n=4)))
     from lightning_equiv import SO3
-    from lightning_equiv.groups.group import derived_generator
+    from lightning_equiv._random import derived_generator
 
     generator = derived_generator("REMUL", "remul", 0, 0, (0, 0))
     parts = []

@@ -89,7 +89,7 @@ def trainer(*callbacks: L.Callback, **kwargs: Any) -> L.Trainer:
 
 def rotations(n: int, *key: Any) -> Tensor:
     """(n, 3, 3) the rotations that a strategy draws for this key."""
-    from lightning_equiv.groups.group import derived_generator
+    from lightning_equiv._random import derived_generator
 
     return SO3().sample(n, generator=derived_generator(*key)).matrix
 

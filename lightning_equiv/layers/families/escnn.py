@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_equiv.groups.element import GroupElement
-from lightning_equiv.groups.group import Group
+from lightning_equiv.groups.group import Group, GroupElement
 from lightning_equiv.representations.action import apply_matrix
 from lightning_equiv.representations.image import Image, check_plane
 from lightning_equiv.representations.representation import Representation

@@ -18,8 +18,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_equiv.groups.element import AlgebraElement, GroupElement
-from lightning_equiv.groups.group import Group
+from lightning_equiv.groups.group import AlgebraElement, Group, GroupElement
 from lightning_equiv.layers.branch import Branch, LinearBranch
 from lightning_equiv.representations.representation import Representation
 

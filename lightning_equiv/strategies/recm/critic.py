@@ -17,8 +17,7 @@ import torch
 from e3nn import o3
 from torch import Tensor, nn
 
-from lightning_equiv.groups.element import GroupElement
-from lightning_equiv.groups.group import Group
+from lightning_equiv.groups.group import Group, GroupElement
 from lightning_equiv.layers.branch import Branch
 from lightning_equiv.representations.representation import (
     CartesianTensor,

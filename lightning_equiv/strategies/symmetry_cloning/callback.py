@@ -16,7 +16,8 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
 from lightning_equiv._checks import check_number
-from lightning_equiv.groups.group import as_group, derived_generator
+from lightning_equiv._random import derived_generator
+from lightning_equiv.groups.product import as_group
 from lightning_equiv.layers.branch import branches_off
 from lightning_equiv.layers.hidden_parameters import on_cpu, own_parameters
 from lightning_equiv.strategies.base import SymmetryCallback

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_equiv.groups.group import derived_generator
+from lightning_equiv._random import derived_generator
 from lightning_equiv.layers.hidden_parameters import CONTAINER, own_parameters
 from lightning_equiv.metrics.functional import TOTAL, equivariance_sums, evaluating, reduce_sums
 from lightning_equiv.strategies.symmetry_cloning.inputs import (

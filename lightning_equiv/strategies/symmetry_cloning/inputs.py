@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lightning_equiv.groups.group import derived_generator
+from lightning_equiv._random import derived_generator
 from lightning_equiv.symmetry.tree import lookup, map_tensors
 
 EPOCH = 100  # steps for which resample="epoch" keeps its weights
