@@ -21,21 +21,13 @@ from lightning_equiv.metrics.functional import equivariance_error
 from lightning_equiv.metrics.monitor import EquivarianceMonitor
 from lightning_equiv.modules.symmetry_mixin import SymmetryMixin
 from lightning_equiv.modules.symmetry_module import ClassificationModule, RegressionModule, SymmetryModule
+from lightning_equiv.representations.cartesian import CartesianTensor, Point
+from lightning_equiv.representations.custom import Custom
 from lightning_equiv.representations.image import Image, VectorField
-from lightning_equiv.representations.notation import as_representation
-from lightning_equiv.representations.representation import (
-    CartesianTensor,
-    Composed,
-    Custom,
-    Factor,
-    Invariant,
-    IrrepsTensor,
-    NodeIndex,
-    Permuted,
-    Point,
-    Representation,
-)
-from lightning_equiv.representations.shift import Regular, Shifted
+from lightning_equiv.representations.invariant import Invariant, NodeIndex
+from lightning_equiv.representations.irreps import IrrepsTensor
+from lightning_equiv.representations.permuted import Permuted, Regular, Shifted
+from lightning_equiv.representations.representation import Composed, Factor, Representation, as_representation
 from lightning_equiv.strategies.base import SymmetryCallback
 from lightning_equiv.strategies.constraint_relaxation.callback import ConstraintRelaxation
 from lightning_equiv.strategies.group_augmentation import GroupAugmentation

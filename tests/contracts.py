@@ -65,12 +65,15 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+ROOMS = ("lightning_equiv.groups.", "lightning_equiv.representations.")
+
+
 def concrete_subclasses(base: type) -> set[type]:
-    """Those that a user writes, all in `groups`; a test may define its own."""
+    """Those that a user writes; a test may define its own."""
     found: set[type] = set()
     for cls in base.__subclasses__():
         found |= concrete_subclasses(cls)
-        if not inspect.isabstract(cls) and cls.__module__.startswith("lightning_equiv.groups."):
+        if not inspect.isabstract(cls) and cls.__module__.startswith(ROOMS):
             found.add(cls)
     return found
 

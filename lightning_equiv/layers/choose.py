@@ -13,8 +13,8 @@ from torch.nn.modules.conv import _ConvNd
 
 from lightning_equiv.layers.families.escnn import EscnnFields
 from lightning_equiv.layers.hidden_parameters import CONTAINER
-from lightning_equiv.representations.notation import as_representation
-from lightning_equiv.representations.representation import IrrepsTensor, Representation
+from lightning_equiv.representations.irreps import IrrepsTensor
+from lightning_equiv.representations.representation import Representation, as_representation
 
 Chooser = str | type | Callable[[str, nn.Module], bool]
 Layers = Chooser | Sequence[Chooser] | Mapping[str, tuple[Any, Any]]
@@ -113,9 +113,9 @@ def _describe(name: str, module: nn.Module, given: tuple[Representation, ...] | 
     """What the module itself says of its features, or what the user gave."""
     if given is not None:
         inputs, outputs = given
-        features = _features(inputs, module, "in"), _features(outputs, module, "out")
-        dims = (1,) if grid_dims(module) else _dims(inputs)
-        return Layer(name, module, _of_rows(inputs), _of_rows(outputs), dims, *features)
+        features = inputs.feature_shape(_sizes(module, "in")), outputs.feature_shape(_sizes(module, "out"))
+        dims = (1,) if grid_dims(module) else inputs.feature_dims
+        return Layer(name, module, inputs.of_features(), outputs.of_features(), dims, *features)
     irreps_in = getattr(module, "irreps_in1", getattr(module, "irreps_in", None))
     irreps_out = getattr(module, "irreps_out", None)
     if irreps_in is not None and irreps_out is not None:  # e3nn
@@ -144,33 +144,6 @@ def _sizes(module: nn.Module, side: str) -> int | None:
         if isinstance(size, int):
             return size
     return None
-
-
-def _dims(representation: Representation) -> tuple[int, ...]:
-    """Where the features lie, by where the representation acts."""
-    dim = getattr(representation, "dim", -1)
-    if not isinstance(dim, int) or dim == -1:
-        return (-1,)
-    return (dim - 1, dim) if dim > 1 else (dim, dim + 1)
-
-
-def _features(representation: Representation, module: nn.Module, side: str) -> tuple[int, ...] | None:
-    if not isinstance(representation, IrrepsTensor):
-        size = _sizes(module, side)
-        return None if size is None else (size,)
-    if representation.dim == -1:
-        return (representation.irreps.dim,)
-    channels, width = _sizes(module, side), representation.irreps.dim
-    if channels is None:
-        return None
-    return (channels, width) if representation.dim > 1 else (width, channels)
-
-
-def _of_rows(representation: Representation) -> Representation:
-    """The representation on (rows, *features): components counted from the front become the last dimension."""
-    if isinstance(representation, IrrepsTensor) and representation.dim > 1:
-        return IrrepsTensor(representation.irreps)
-    return representation
 
 
 def first_tensor(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:

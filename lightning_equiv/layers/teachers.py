@@ -15,8 +15,10 @@ from lightning_equiv.groups.group import Group
 from lightning_equiv.groups.product import Product, as_group
 from lightning_equiv.groups.rotation import O3
 from lightning_equiv.representations.image import Image
-from lightning_equiv.representations.representation import Factor, Invariant, IrrepsTensor, Representation
-from lightning_equiv.representations.shift import Regular, Shifted
+from lightning_equiv.representations.invariant import Invariant
+from lightning_equiv.representations.irreps import IrrepsTensor
+from lightning_equiv.representations.permuted import Regular, Shifted
+from lightning_equiv.representations.representation import Factor, Representation
 from lightning_equiv.symmetry.symmetry import Symmetry
 
 

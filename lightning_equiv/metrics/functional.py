@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lightning_equiv.groups.group import Group, GroupElement
 from lightning_equiv.groups.product import as_group
-from lightning_equiv.representations.representation import IrrepsTensor, Representation
+from lightning_equiv.representations.representation import Representation
 from lightning_equiv.symmetry.symmetry import Layout, Symmetry
 from lightning_equiv.symmetry.tree import Spec, Tree, describe, join, leaf_pairs, map_tensors, map_tree
 from lightning_equiv.wiring.call_recorder import recording_paused
@@ -272,17 +272,9 @@ def output_parts(symmetry: Symmetry, output: Tree) -> dict[str, Tensor]:
         x = x if x.dtype in (torch.float32, torch.float64) else x.float()
         if representation.shared:
             return
-        if not isinstance(representation, IrrepsTensor):
-            parts[_part_name(path)] = x
-            return
         assert isinstance(symmetry.group, Group)
         representation.check(symmetry.group, x.shape)
-        by_irrep: dict[str, list[Tensor]] = {}
-        for (_, irrep), part in zip(representation.irreps, representation.irreps.slices(), strict=True):
-            rows = x.movedim(representation.dim, -1)[..., part]
-            by_irrep.setdefault(str(irrep), []).append(rows)
-        for irrep, blocks in by_irrep.items():
-            parts[_part_name(path, irrep)] = torch.cat(blocks, dim=-1)
+        parts.update((_part_name(path, name), part) for name, part in representation.parts(x).items())
 
     map_tree(collect, symmetry.outputs, output, what="outputs")
     if not parts:
@@ -297,11 +289,9 @@ def part_paths(symmetry: Symmetry) -> dict[str, str]:
     """
 
     def walk(path: str, spec: Spec) -> Iterator[tuple[str, str]]:
-        if isinstance(spec, IrrepsTensor):
-            yield from ((_part_name(path, str(irrep)), path) for _, irrep in spec.irreps)
-        elif isinstance(spec, Representation):
+        if isinstance(spec, Representation):
             if not spec.shared:
-                yield _part_name(path), path
+                yield from ((_part_name(path, name), path) for name in spec.part_names)
         elif spec is not None:
             for key, value in spec.items() if isinstance(spec, Mapping) else enumerate(spec):
                 yield from walk(join(path, key), value)

@@ -21,8 +21,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.core.mixins.hparams_mixin import HyperparametersMixin
 
-from lightning_equiv.representations.notation import as_representation
-from lightning_equiv.representations.representation import Representation
+from lightning_equiv.representations.representation import Representation, as_representation
 from lightning_equiv.symmetry.symmetry import Symmetry
 
 _NOTE = " (an object, not in the checkpoint)"

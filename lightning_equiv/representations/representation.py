@@ -1,4 +1,4 @@
-"""How a group element moves one tensor.
+"""How a group element moves one tensor: what a representation is, how two are combined, how one is written.
 
 A representation rho is called as `rho(g, x)`. The first dimension of x is the batch: row i is moved by element i, or
 all rows by the only element. Everything between is along for the ride: x keeps its shape, device and dtype.
@@ -7,29 +7,53 @@ all rows by the only element. Everything between is along for the ride: x keeps 
 
 from __future__ import annotations
 
+import ast
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import torch
 from e3nn import o3
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_equiv._checks import check_number
 from lightning_equiv.groups.group import AlgebraElement, Group, GroupElement
-from lightning_equiv.representations.action import apply_matrix, check_dim, check_vectors
-from lightning_equiv.representations.wigner import rotate_irreps, rotate_irreps_infinitesimal
-
-if TYPE_CHECKING:
-    from lightning_equiv.representations.notation import RepresentationLike
 
 
 class Representation(ABC):
-    """How an element moves one tensor; a frozen value, written as a class or as a string (`as_representation`)."""
+    """How an element moves one tensor; a frozen value, written as a class or as a string (`as_representation`).
+
+    What the rest of the library asks of a tensor it asks of its representation: a new one overrides the answers that
+    differ.
+
+    Attributes:
+        acts_through: which part of an element it needs; None for none, or for more than one.
+        dim: the dimension of the tensor along which it acts, or several.
+        trivial: no element moves the tensor.
+        shared: the tensor belongs to the whole call instead of having a row for each input.
+        points_at_nodes: its entries are numbers of nodes, which move up where graphs are repeated.
+        part_names: of `parts`.
+        row_dims: how many trailing dimensions of a tensor hold what one element moves.
+        written: its repr is read back by `as_representation`.
+    """
 
     acts_through: ClassVar[Literal["matrix", "permutation"] | None] = None
-    shared = False  # whether the tensor belongs to the whole call instead of having a row for each input
+    dim: int | tuple[int, ...] = -1
+    trivial: bool = False
+    shared: bool = False
+    points_at_nodes: ClassVar[bool] = False
+    row_dims: int = 1
+    written: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        for dim in self.dims:
+            check_number("dim", dim, whole=True)
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        """`dim` as a tuple."""
+        return self.dim if isinstance(self.dim, tuple) else (self.dim,)
 
     def __call__(self, g: GroupElement, x: Tensor) -> Tensor:
         """rho(g) x.
@@ -46,6 +70,7 @@ class Representation(ABC):
         self.check(g.group, x.shape)
         return self.action(g, x)
 
+    # ---- how it acts ---------------------------------------------------------------------------------------------
     @abstractmethod
     def action(self, g: GroupElement, x: Tensor) -> Tensor:
         """rho(g) x, with rows and shape already checked: what a new representation writes."""
@@ -62,6 +87,20 @@ class Representation(ABC):
         """
         raise NotImplementedError(f"{self!r} does not know its infinitesimal action: write a Representation that does")
 
+    def contract(self, weight: Tensor, g: GroupElement, x: Tensor, times: int, matrices: dict[Any, Tensor]) -> Tensor:
+        """W rho(g) x, (times n, width), for `times` elements of every row.
+
+        Args:
+            weight: (width, numbers) W.
+            g: times n elements; element k n + i moves row i for the k-th time.
+            x: (n, *row) with as many numbers in a row.
+            times: how often every row is moved.
+            matrices: of g; kept between calls with the same elements.
+        """
+        again = x.repeat(times, *[1] * (x.ndim - 1))
+        return nn.functional.linear(self(g, again).flatten(1), weight)
+
+    # ---- what it can move ----------------------------------------------------------------------------------------
     def check(self, group: Group, shape: torch.Size) -> None:  # noqa: B027 (a representation may fit every shape)
         """ValueError unless `group` can move a tensor of this shape in this way."""
 
@@ -75,203 +114,38 @@ class Representation(ABC):
                 f"one: write Invariant() for what {group} leaves alone, Factor(i, ...) for one factor of a product"
             )
 
-    def __matmul__(self, other: RepresentationLike) -> Composed:
-        return Composed(self, parsed(other))
-
-
-@dataclass(frozen=True)
-class IrrepsTensor(Representation):
-    """A direct sum of irreducible representations of O(3), in e3nn's layout and convention.
-
-    x = (+)_l x_l, and every x_l of parity p turns with the Wigner matrix D^{l,p}(R), block by block. The groups of the
-    plane act as rotations about z and reflections that keep z; translations do not act.
-
-    Args:
-        irreps: such as "16x0e+8x1o+4x2e": "0e" a scalar, "0o" a pseudoscalar, "1o" a vector, "1e" a pseudovector.
-        dim: which dimension of the tensor holds them; 2 for vector-neuron features (batch, channels, 3, points).
-
-    Examples:
-        >>> from lightning_equiv import SO3
-        >>> g = SO3().sample(10)
-        >>> IrrepsTensor("2x0e+1o")(g, torch.randn(10, 4, 5)).shape
-        torch.Size([10, 4, 5])
-    """
-
-    irreps: o3.Irreps
-    dim: int = -1
-    acts_through = "matrix"
-
-    def __post_init__(self) -> None:
-        check_number("dim", self.dim, whole=True)
-        try:
-            object.__setattr__(self, "irreps", o3.Irreps(self.irreps))
-        except (ValueError, AssertionError):
-            raise ValueError(f"expected irreps such as '16x0e+8x1o', got {self.irreps!r}") from None
-
-    def action(self, g: GroupElement, x: Tensor) -> Tensor:
-        return rotate_irreps(g.matrix_in(3).to(x.device), x, self.irreps, dim=self.dim)
-
-    def infinitesimal(self, a: AlgebraElement, x: Tensor) -> Tensor:
-        omega = a.matrix_in(3).to(x.device)
-        vector = torch.stack([omega[:, 2, 1], omega[:, 0, 2], omega[:, 1, 0]], dim=-1)
-        return rotate_irreps_infinitesimal(vector, x, self.irreps, dim=self.dim)
-
-    def check(self, group: Group, shape: torch.Size) -> None:
-        check_dim(self, shape, self.dim, self.irreps.dim)
-
-    def __repr__(self) -> str:
-        return f"IrrepsTensor({str(self.irreps)!r}{'' if self.dim == -1 else f', dim={self.dim}'})"
-
-
-@dataclass(frozen=True)
-class Point(Representation):
-    """Points in space: rotated and translated, x -> R x + t.
-
-    For directions, velocities and forces take "1o": a translation does not move them.
-
-    Args:
-        dim: which dimension holds the coordinates.
-
-    Examples:
-        >>> from lightning_equiv import SE3
-        >>> Point()(SE3().sample(10), torch.randn(10, 4, 3)).shape
-        torch.Size([10, 4, 3])
-    """
-
-    dim: int = -1
-    acts_through = "matrix"
-
-    def __post_init__(self) -> None:
-        check_number("dim", self.dim, whole=True)
-
-    def action(self, g: GroupElement, x: Tensor) -> Tensor:
-        space = x.shape[self.dim]
-        return apply_matrix(g.matrix_in(space), x, self.dim, g.translation_in(space))
-
-    def infinitesimal(self, a: AlgebraElement, x: Tensor) -> Tensor:
-        space = x.shape[self.dim]
-        return apply_matrix(a.matrix_in(space), x, self.dim, a.translation_in(space))
-
-    def check(self, group: Group, shape: torch.Size) -> None:
-        check_vectors(self, group, shape, self.dim)
-
-
-@dataclass(frozen=True)
-class CartesianTensor(Representation):
-    """Tensors with Cartesian indices in the last `rank` dimensions: stress, polarisability. T -> R T R^T for rank 2.
-
-    Args:
-        rank: number of indices.
-
-    Examples:
-        >>> from lightning_equiv import SO3
-        >>> CartesianTensor(2)(SO3().sample(10), torch.eye(3).repeat(10, 1, 1)).allclose(torch.eye(3), atol=1e-6)
-        True
-    """
-
-    rank: int = 2
-    acts_through = "matrix"
-
-    def __post_init__(self) -> None:
-        check_number("rank (a scalar is written Invariant())", self.rank, least=1, whole=True)
-
-    def action(self, g: GroupElement, x: Tensor) -> Tensor:
-        matrix = g.matrix_in(x.shape[-1])
-        for dim in range(-self.rank, 0):
-            x = apply_matrix(matrix, x, dim)
-        return x
-
-    def infinitesimal(self, a: AlgebraElement, x: Tensor) -> Tensor:
-        matrix = a.matrix_in(x.shape[-1])
-        return torch.stack([apply_matrix(matrix, x, dim) for dim in range(-self.rank, 0)]).sum(0)
-
-    def check(self, group: Group, shape: torch.Size) -> None:
-        check_vectors(self, group, shape, -1)
-        for dim in range(-self.rank, -1):
-            check_dim(self, shape, dim, shape[-1])
-
-
-@dataclass(frozen=True)
-class Permuted(Representation):
-    """Things along a dimension change places: (g x)_{g(i)} = x_i.
-
-    Args:
-        dim: which dimension counts the things, or several (1, 2) for an adjacency matrix (batch, n, n).
-
-    Examples:
-        >>> from lightning_equiv import Permutation
-        >>> g = Permutation(3).element(torch.tensor([1, 2, 0]))
-        >>> Permuted(1)(g, torch.tensor([[10.0, 11.0, 12.0]]))
-        tensor([[12., 10., 11.]])
-    """
-
-    dim: int | tuple[int, ...] = 1
-    acts_through = "permutation"
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "dim", tuple(self.dim) if isinstance(self.dim, list | tuple) else self.dim)
-        for dim in self.dims:
-            check_number("dim", dim, whole=True)
-
+    # ---- what a tensor is made of --------------------------------------------------------------------------------
     @property
-    def dims(self) -> tuple[int, ...]:
-        """The dimensions as a tuple."""
-        return self.dim if isinstance(self.dim, tuple) else (self.dim,)
+    def part_names(self) -> tuple[str, ...]:
+        """Names of the parts that move independently of each other; "" is the whole tensor."""
+        return ("",)
 
-    def action(self, g: GroupElement, x: Tensor) -> Tensor:
-        source = g.permutation.argsort(-1).to(x.device)
-        for dim in self.dims:
-            dim = dim % x.ndim
-            index = source.reshape(len(g), *[source.shape[-1] if d == dim else 1 for d in range(1, x.ndim)])
-            x = x.gather(dim, index.expand(*[n if d != dim else -1 for d, n in enumerate(x.shape)]))
-        return x
+    def parts(self, x: Tensor) -> dict[str, Tensor]:
+        """The parts of x (rows, ...), by the names of `part_names`."""
+        return {"": x}
 
-    def infinitesimal(self, a: AlgebraElement, x: Tensor) -> Tensor:
-        return torch.zeros_like(x)
+    def row_size(self, group: Group) -> int | None:
+        """How many numbers of a tensor one element moves together; None where only the tensor tells."""
+        return None
 
-    def check(self, group: Group, shape: torch.Size) -> None:
-        n = group.identity().permutation.shape[-1]
-        for dim in self.dims:
-            check_dim(self, shape, dim, n)
+    # ---- the features of a layer ---------------------------------------------------------------------------------
+    @property
+    def feature_dims(self) -> tuple[int, ...]:
+        """The dimensions of a layer's tensor that hold its features: where it acts, and the channels beside that."""
+        if not isinstance(self.dim, int) or self.dim == -1:
+            return (-1,)
+        return (self.dim - 1, self.dim) if self.dim > 1 else (self.dim, self.dim + 1)
 
+    def feature_shape(self, channels: int | None) -> tuple[int, ...] | None:
+        """The shape of the features of a layer with so many channels; None where that is not known."""
+        return None if channels is None else (channels,)
 
-@dataclass(frozen=True)
-class Invariant(Representation):
-    """A tensor that no element moves: masses, atomic numbers, class labels.
+    def of_features(self) -> Representation:
+        """The same action on a tensor (rows, *features)."""
+        return self
 
-    Args:
-        shared: the tensor has no batch dimension: it belongs to the whole call, like a temperature or a fixed graph,
-            and is passed on once however many inputs there are. An input without any dimension always is.
-
-    Examples:
-        >>> from lightning_equiv import SO3
-        >>> Invariant()(SO3().sample(2), torch.tensor([1.0, 2.0]))
-        tensor([1., 2.])
-    """
-
-    shared: bool = False
-
-    def action(self, g: GroupElement, x: Tensor) -> Tensor:
-        return x
-
-    def infinitesimal(self, a: AlgebraElement, x: Tensor) -> Tensor:
-        return torch.zeros_like(x)
-
-
-@dataclass(frozen=True)
-class NodeIndex(Representation):
-    """Whole numbers that point at nodes, such as an edge index (2, edges): no element moves them.
-
-    A tensor called `edge_index` needs no such entry.
-    """
-
-    shared = True
-
-    def action(self, g: GroupElement, x: Tensor) -> Tensor:
-        return x
-
-    def infinitesimal(self, a: AlgebraElement, x: Tensor) -> Tensor:
-        return torch.zeros_like(x)
+    def __matmul__(self, other: RepresentationLike) -> Composed:
+        return Composed(self, as_representation(other))
 
 
 @dataclass(frozen=True)
@@ -289,8 +163,8 @@ class Composed(Representation):
     inner: Representation
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "outer", parsed(self.outer))
-        object.__setattr__(self, "inner", parsed(self.inner))
+        object.__setattr__(self, "outer", as_representation(self.outer))
+        object.__setattr__(self, "inner", as_representation(self.inner))
 
     def action(self, g: GroupElement, x: Tensor) -> Tensor:
         return self.outer(g, self.inner(g, x))
@@ -325,7 +199,7 @@ class Factor(Representation):
 
     def __post_init__(self) -> None:
         check_number("index", self.index, whole=True)
-        object.__setattr__(self, "representation", parsed(self.representation))
+        object.__setattr__(self, "representation", as_representation(self.representation))
 
     def action(self, g: GroupElement, x: Tensor) -> Tensor:
         return self.representation(g.parts[self.index], x)
@@ -339,6 +213,17 @@ class Factor(Representation):
     def check_group(self, group: Group) -> None:
         self.representation.check_group(self._factor(group))
 
+    @property
+    def trivial(self) -> bool:  # type: ignore[override]
+        return self.representation.trivial
+
+    @property
+    def row_dims(self) -> int:  # type: ignore[override]
+        return self.representation.row_dims
+
+    def row_size(self, group: Group) -> int | None:
+        return self.representation.row_size(self._factor(group))
+
     def _factor(self, group: Group) -> Group:
         factors = [part.group for part in group.identity().parts]
         if not -len(factors) <= self.index < len(factors):
@@ -346,33 +231,77 @@ class Factor(Representation):
         return factors[self.index]
 
 
-@dataclass(frozen=True)
-class Custom(Representation):
-    """Any callable (g, x) -> x' as a representation.
+# ---- how a representation is written -----------------------------------------------------------------------------
+RepresentationLike: TypeAlias = Representation | str | o3.Irreps | Callable[[GroupElement, Tensor], Tensor]
+Reader: TypeAlias = Callable[[Any], Representation | None]
 
-    Args:
-        function: the action; it must keep shape, device and dtype.
-        derivative: (a, x) -> d/dt at 0, for Lie derivatives.
+_readers: list[Reader] = []
+
+
+def register_notation(read: Reader) -> Reader:
+    """Let `as_representation` understand what `read` makes a representation of; None is what it does not read."""
+    _readers.append(read)
+    return read
+
+
+def as_representation(value: RepresentationLike) -> Representation:
+    """The representation that a string, e3nn irreps or a callable stands for.
+
+    A string is either irreps ("16x0e+1o") or what is typed in Python ("Point()", "IrrepsTensor('1o', dim=2)",
+    "Permuted(1) @ '1o'"), so that it can be written in a configuration file.
+
+    Raises:
+        ValueError: the string is neither.
+        TypeError: the value is none of these.
+
+    Examples:
+        >>> as_representation("1o"), as_representation("Permuted(1) @ '1o'")
+        (IrrepsTensor('1x1o'), Permuted(dim=1) @ IrrepsTensor('1x1o'))
     """
+    if isinstance(value, Representation):
+        return value
+    if isinstance(value, type):
+        raise TypeError(f"expected a representation, got the class {value.__name__}: write {value.__name__}(...)")
+    for read in _readers:
+        representation = read(value)
+        if representation is not None:
+            return representation
+    if not isinstance(value, str):
+        raise TypeError(f"expected a representation, irreps such as '1o' or a callable (g, x) -> x', got {value!r}")
+    try:
+        return _from_syntax(ast.parse(value.strip(), mode="eval").body)
+    except (SyntaxError, ValueError, TypeError, KeyError, RecursionError, MemoryError):  # the last two: absurdly nested
+        names = ", ".join(f"{name}(...)" for name in sorted(_named()))
+        raise ValueError(
+            f"no representation is written {value!r}: expected irreps such as '16x0e+1o', or one of {names}"
+        ) from None
 
-    function: Callable[[GroupElement, Tensor], Tensor]
-    derivative: Callable[[AlgebraElement, Tensor], Tensor] | None = None
 
-    def action(self, g: GroupElement, x: Tensor) -> Tensor:
-        moved = self.function(g, x)
-        if moved.shape != x.shape or moved.dtype != x.dtype:
-            raise ValueError(
-                f"{self.function!r} changed a tensor of {tuple(x.shape)} {x.dtype} to {tuple(moved.shape)} "
-                f"{moved.dtype}: expected an action that keeps shape and dtype"
-            )
-        return moved
+def _from_syntax(node: ast.expr) -> Representation:
+    """A representation from its parsed repr; only known names and literals are understood, nothing is evaluated."""
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.MatMult):
+        return _from_syntax(node.left) @ _from_syntax(node.right)
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return as_representation(node.value)
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+        if any(k.arg is None for k in node.keywords):
+            raise ValueError("**")
+        keywords = {str(k.arg): _argument(k.value) for k in node.keywords}
+        return _named()[node.func.id](*map(_argument, node.args), **keywords)
+    raise ValueError(ast.dump(node))
 
-    def infinitesimal(self, a: AlgebraElement, x: Tensor) -> Tensor:
-        return super().infinitesimal(a, x) if self.derivative is None else self.derivative(a, x)
+
+def _argument(node: ast.expr) -> object:
+    return _from_syntax(node) if isinstance(node, ast.Call | ast.BinOp) else ast.literal_eval(node)
 
 
-def parsed(value: RepresentationLike) -> Representation:
-    """`as_representation`, which itself is built on this file."""
-    from lightning_equiv.representations.notation import as_representation
-
-    return as_representation(value)
+def _named() -> dict[str, Callable[..., Representation]]:
+    """The representations of this package by their names."""
+    found: dict[str, Callable[..., Representation]] = {}
+    stack: list[Any] = [Representation]
+    while stack:
+        for cls in stack.pop().__subclasses__():
+            stack.append(cls)
+            if cls.written and cls.__module__.startswith(__package__):
+                found[cls.__name__] = cls
+    return found

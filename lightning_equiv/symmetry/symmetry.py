@@ -12,7 +12,8 @@ from torch import Tensor
 
 from lightning_equiv.groups.group import Group, GroupElement
 from lightning_equiv.groups.product import as_group
-from lightning_equiv.representations.representation import Invariant, NodeIndex, Representation
+from lightning_equiv.representations.invariant import NodeIndex
+from lightning_equiv.representations.representation import Representation
 from lightning_equiv.symmetry.tree import Spec, Tree, as_spec, children, describe, is_graph, leaves, map_tree, tensors
 
 
@@ -181,7 +182,7 @@ class Symmetry:
             edge = None if edge_index is None else node[edge_index[0]]
             layout = Layout(num_graphs, node, edge, node.device)
         else:
-            if pointing := [path for path, r, _ in found if isinstance(r, NodeIndex)]:
+            if pointing := [path for path, r, _ in found if r.points_at_nodes]:
                 raise ValueError(
                     f"{pointing[0]!r} points at nodes, but which graph a node belongs to is not known: write "
                     "index=..., or Invariant(shared=True) for one fixed graph of all inputs"
@@ -210,7 +211,7 @@ class Symmetry:
             raise ValueError(f"expected {layout.num_elements} elements (one for each input) or one, got {len(g)}")
 
         def act(path: str, representation: Representation, x: Tensor) -> Tensor:
-            if isinstance(representation, Invariant | NodeIndex):
+            if representation.trivial:
                 return x
             owner = None if len(g) == 1 else layout.owner(x, path)
             try:
@@ -230,7 +231,7 @@ class Symmetry:
         def again(path: str, representation: Representation, x: Tensor) -> Tensor:
             if path == index:
                 return _shifted(x, times, layout.num_elements)
-            if isinstance(representation, NodeIndex):
+            if representation.points_at_nodes:
                 return _shifted(x, times, num_nodes)
             return x if _is_shared(representation, x) else x.repeat(times, *[1] * (x.ndim - 1))
 

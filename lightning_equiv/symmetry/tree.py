@@ -15,8 +15,7 @@ from typing import Any
 from e3nn import o3
 from torch import Tensor
 
-from lightning_equiv.representations.notation import as_representation
-from lightning_equiv.representations.representation import Representation
+from lightning_equiv.representations.representation import Representation, as_representation
 
 Tree = Any
 Spec = Any

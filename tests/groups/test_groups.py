@@ -272,7 +272,7 @@ print(lightning_equiv.SO3().sample(2).matrix.tolist())
 
 def test_seed_everything_decides_draws_without_a_generator(monkeypatch):
     def fresh(seed):
-        monkeypatch.setattr("lightning_equiv.groups.group._private", {})
+        monkeypatch.setattr("lightning_equiv._random._private", {})
         lightning.seed_everything(seed, verbose=False)
         return SO3().sample(2).matrix
 

@@ -26,6 +26,7 @@ class EscnnFields(Representation):
 
     field_type: Any
     acts_through = "matrix"
+    written = False
 
     def action(self, g: GroupElement, x: Tensor) -> Tensor:
         return apply_matrix(self._fibre(g).to(x.device), Image()(g, x), dim=1)

@@ -12,21 +12,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
-from e3nn import o3
 from torch import Tensor, nn
 
 from lightning_equiv.groups.group import Group, GroupElement
 from lightning_equiv.layers.branch import Branch
-from lightning_equiv.representations.representation import (
-    CartesianTensor,
-    Factor,
-    Invariant,
-    IrrepsTensor,
-    Point,
-    Representation,
-)
+from lightning_equiv.representations.representation import Representation
 
 GELU_SLOPE = 1.1289042  # the largest slope of GELU, at sqrt(2)
 FULL_SUM = 16  # elements of a finite group up to which all are taken
@@ -77,20 +70,12 @@ class Draw:
     Attributes:
         elements: at least M n of them.
         times: M.
+        matrices: of the elements, for `Representation.contract`.
     """
 
     elements: GroupElement
     times: int
-    _matrices: dict[str, Tensor] = field(default_factory=dict)
-
-    def matrix(self, ir: o3.Irrep, n: int, like: Tensor) -> Tensor:
-        """(n, M, d d) entries D[i, j] of the irrep for n rows; reckoned once."""
-        key = f"{ir} {n}"
-        if key not in self._matrices:
-            eye = torch.eye(ir.dim, device=like.device, dtype=like.dtype).expand(n * self.times, -1, -1)
-            columns = IrrepsTensor(o3.Irreps([(1, ir)]))(self.elements[: n * self.times], eye)  # [m n, j, i]
-            self._matrices[key] = columns.mT.reshape(self.times, n, -1).transpose(0, 1)
-        return self._matrices[key]
+    matrices: dict[Any, Tensor] = field(default_factory=dict)
 
 
 def draw_elements(
@@ -131,36 +116,12 @@ class Rows:
         """Some of the rows."""
         return replace(self, values=self.values[index])
 
-    def moved(self, draw: Draw) -> Tensor:
-        """(M n, numbers): the rows M times over, each moved by its own element."""
-        again = self.values.repeat(draw.times, 1)
-        return self.representation(draw.elements[: len(again)], again.unflatten(1, self.shape)).flatten(1)
-
     def projected(self, weight: Tensor, draw: Draw | None = None) -> Tensor:
         """The rows, or what the elements make of them, times `weight` (width, numbers): (n, width) or (M n, width)."""
-        if draw is None or isinstance(self.representation, Invariant):
-            projected = nn.functional.linear(self.values, weight)
-            return projected if draw is None else projected.repeat(draw.times, 1)
-        if isinstance(self.representation, IrrepsTensor) and self.representation.dim == -1:
-            return self._projected_irreps(weight, self.representation.irreps, draw)
-        return nn.functional.linear(self.moved(draw), weight)
-
-    def _projected_irreps(self, weight: Tensor, irreps: o3.Irreps, draw: Draw) -> Tensor:
-        """W rho(g) x = sum_ij D_ij(g) (sum_c W_ci x_cj): channels are summed before anything turns, once for all M."""
-        n, width = len(self.values), len(weight)
-        x, w = (t.reshape(len(t), -1, irreps.dim) for t in (self.values, weight))
-        total = None
-        for (_, ir), block in zip(irreps, irreps.slices(), strict=True):
-            x_b, w_b = (t[..., block].reshape(len(t), -1, ir.dim) for t in (x, w))  # (n or width, channels, d)
-            if ir.l == 0 and ir.p == 1:
-                part = (x_b.flatten(1) @ w_b.flatten(1).mT)[:, None].expand(n, draw.times, width)
-            else:
-                sums = x_b.mT.reshape(n * ir.dim, -1) @ w_b.permute(1, 2, 0).flatten(1)  # [n j, i width]
-                sums = sums.view(n, ir.dim, ir.dim, width).transpose(1, 2).reshape(n, ir.dim**2, width)
-                part = draw.matrix(ir, n, sums) @ sums
-            total = part if total is None else total + part
-        assert total is not None
-        return total.transpose(0, 1).reshape(draw.times * n, width)
+        if draw is None:
+            return nn.functional.linear(self.values, weight)
+        g = draw.elements[: draw.times * len(self.values)]
+        return self.representation.contract(weight, g, self.values.unflatten(1, self.shape), draw.times, draw.matrices)
 
 
 def feature_rows(branch: Branch, x: Tensor, side: str) -> Rows:
@@ -183,12 +144,11 @@ def target_rows(y: Tensor, representation: Representation, count: int, dtype: to
     Raises:
         ValueError: the layer's rows are no multiple of the target's.
     """
-    bare = representation.representation if isinstance(representation, Factor) else representation
     y = y.detach()
-    if isinstance(bare, Invariant):
+    if representation.trivial:
         rows, shape = _invariant(y), torch.Size([INVARIANT_SIZE])
     else:
-        last = bare.rank if isinstance(bare, CartesianTensor) else 1
+        last = representation.row_dims
         rows, shape = wide(y).flatten(-last).flatten(0, -2), y.shape[-last:]
     if count % len(rows):
         raise ValueError(
@@ -205,14 +165,9 @@ def target_size(representation: Representation, group: Group) -> int:
     Raises:
         ValueError: that cannot be known beforehand.
     """
-    if isinstance(representation, Factor):
-        return target_size(representation.representation, group.identity().parts[representation.index].group)
-    if isinstance(representation, Invariant):
-        return INVARIANT_SIZE
-    if isinstance(representation, IrrepsTensor) and representation.dim == -1:
-        return int(representation.irreps.dim)
-    if isinstance(representation, Point | CartesianTensor) and group.space_dim is not None:
-        return int(group.space_dim ** getattr(representation, "rank", 1))
+    size = INVARIANT_SIZE if representation.trivial else representation.row_size(group)
+    if size is not None:
+        return size
     raise ValueError(
         f"expected a target moved as irreps, Point(), CartesianTensor() or Invariant(), got {representation!r}: leave "
         "`target` out and each layer's own output takes its place"

@@ -1,4 +1,4 @@
-"""Cyclic groups that shift a grid around its ends, and finite groups that move their own elements."""
+"""Things that change places: permutations, shifts of a grid, and finite groups that move their own elements."""
 
 from __future__ import annotations
 
@@ -8,11 +8,46 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_equiv._checks import check_number
 from lightning_equiv.groups.finite import Cyclic, Dihedral, PolygonGroup
 from lightning_equiv.groups.group import AlgebraElement, Group, GroupElement
 from lightning_equiv.representations.action import check_dim
 from lightning_equiv.representations.representation import Representation
+
+
+@dataclass(frozen=True)
+class Permuted(Representation):
+    """Things along a dimension change places: (g x)_{g(i)} = x_i.
+
+    Args:
+        dim: which dimension counts the things, or several (1, 2) for an adjacency matrix (batch, n, n).
+
+    Examples:
+        >>> from lightning_equiv import Permutation
+        >>> g = Permutation(3).element(torch.tensor([1, 2, 0]))
+        >>> Permuted(1)(g, torch.tensor([[10.0, 11.0, 12.0]]))
+        tensor([[12., 10., 11.]])
+    """
+
+    dim: int | tuple[int, ...] = 1
+    acts_through = "permutation"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "dim", tuple(self.dim) if isinstance(self.dim, list | tuple) else self.dim)
+        super().__post_init__()
+
+    def action(self, g: GroupElement, x: Tensor) -> Tensor:
+        source = g.permutation.argsort(-1).to(x.device)
+        for dim in self.dims:
+            x = gather(x, source, dim)
+        return x
+
+    def infinitesimal(self, a: AlgebraElement, x: Tensor) -> Tensor:
+        return torch.zeros_like(x)
+
+    def check(self, group: Group, shape: torch.Size) -> None:
+        n = group.identity().permutation.shape[-1]
+        for dim in self.dims:
+            check_dim(self, shape, dim, n)
 
 
 @dataclass(frozen=True)
@@ -33,9 +68,6 @@ class Shifted(Representation):
     """
 
     dim: int = -1
-
-    def __post_init__(self) -> None:
-        check_number("dim", self.dim, whole=True)
 
     def action(self, g: GroupElement, x: Tensor) -> Tensor:
         part = g.parts[_only(self, g.group, Cyclic)]
@@ -78,9 +110,6 @@ class Regular(Representation):
     """
 
     dim: int = -1
-
-    def __post_init__(self) -> None:
-        check_number("dim", self.dim, whole=True)
 
     def action(self, g: GroupElement, x: Tensor) -> Tensor:
         part = g.parts[_only(self, g.group, Cyclic, Dihedral)]
