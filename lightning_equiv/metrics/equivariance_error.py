@@ -12,7 +12,8 @@ from torchmetrics import Metric
 
 from lightning_equiv._checks import check_number
 from lightning_equiv._random import derived_generator, process_rank
-from lightning_equiv.metrics.functional import TOTAL, Kind, equivariance_sums, part_paths, reduce_sums
+from lightning_equiv.metrics.functional import Kind, equivariance_sums, reduce_sums
+from lightning_equiv.symmetry.call import TOTAL
 from lightning_equiv.symmetry.symmetry import Symmetry, as_symmetry
 
 
@@ -84,7 +85,7 @@ class EquivarianceError(Metric):
         self.per_irrep, self.needs_grad, self.seed = per_irrep, needs_grad, seed
         # torchmetrics merges the metrics of a collection whose states look equal: names of one's own prevent it
         self._token = f"{zlib.crc32(repr((symmetry, num_samples, kind, seed)).encode()):08x}"
-        self._parts = [TOTAL, *part_paths(symmetry)] if per_irrep else [TOTAL]
+        self._parts = [TOTAL, *self.symmetry.output_parts] if per_irrep else [TOTAL]
         for part in self._parts:
             for side in ("numerator", "denominator"):
                 reduction = "max" if kind == "max" else "sum"

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from lightning_equiv._checks import check_number
 from lightning_equiv.metrics.equivariance_error import EquivarianceError
-from lightning_equiv.metrics.functional import TOTAL, Kind
+from lightning_equiv.metrics.functional import Kind
+from lightning_equiv.symmetry.call import TOTAL
 from lightning_equiv.symmetry.symmetry import Symmetry
 from lightning_equiv.wiring.call_recorder import CallRecorder
 from lightning_equiv.wiring.network import find_network

@@ -116,10 +116,9 @@ class SymmetryMixin(L.LightningModule):
         network = find_network(self, self.symmetry_network, "symmetry_network")
         step = 0 if self._trainer is None else self.global_step
         self._symmetry_draws = step, self._symmetry_draws[1] + 1 if self._symmetry_draws[0] == step else 0
-        value, _ = equivariance_loss(
+        return equivariance_loss(
             network,
-            args,
-            kwargs,
+            self.symmetry.bind(network, args, kwargs),
             self.symmetry,
             anchor=network(*args, **kwargs) if target is None else target,
             distance=distance,
@@ -127,4 +126,3 @@ class SymmetryMixin(L.LightningModule):
             detach_target=detach_target or target is not None,
             generator=derived_generator("equivariance_loss", process_rank(), self._symmetry_draws),
         )
-        return value

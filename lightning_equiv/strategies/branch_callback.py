@@ -22,12 +22,12 @@ from lightning_equiv.layers.branch import Branch, attach_branch, make_branch
 from lightning_equiv.layers.choose import Layer, Layers, find_layers, first_tensor
 from lightning_equiv.layers.hidden_parameters import CONTAINER, HiddenParameters
 from lightning_equiv.metrics.equivariance_error import EquivarianceError
-from lightning_equiv.metrics.functional import evaluating
 from lightning_equiv.strategies.base import SymmetryCallback
 from lightning_equiv.symmetry.symmetry import Symmetry
 from lightning_equiv.wiring.call_recorder import CallRecorder, recording_paused
 from lightning_equiv.wiring.clipping import clip_apart
 from lightning_equiv.wiring.dry_validation import dry_validation_step
+from lightning_equiv.wiring.evaluation import evaluating
 from lightning_equiv.wiring.network import find_network
 from lightning_equiv.wiring.training_step import StepHooks, wrap_training_step
 

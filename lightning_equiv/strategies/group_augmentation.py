@@ -7,7 +7,7 @@ from typing import Any
 
 import lightning as L
 
-from lightning_equiv.groups.group import Group
+from lightning_equiv.groups.product import as_group
 from lightning_equiv.strategies.base import SymmetryCallback
 from lightning_equiv.symmetry.symmetry import Symmetry, as_symmetry
 from lightning_equiv.wiring.training_step import StepHooks, wrap_training_step
@@ -52,7 +52,8 @@ class GroupAugmentation(SymmetryCallback):
         undo.callback(wrap_training_step(module, StepHooks(before=self._move)))
 
     def _move(self, batch: Any) -> Any:
-        layout = self.symmetry.layout(self.symmetry.batch, batch, what="batch")
-        assert isinstance(self.symmetry.group, Group)
-        g = self.symmetry.group.sample(layout.num_elements, generator=self.generator(), device=layout.device)
-        return self.symmetry.move(g, self.symmetry.batch, batch, layout, what="batch")
+        bound = self.symmetry.bind_batch(batch)
+        g = as_group(self.symmetry.group).sample(
+            bound.inputs.num, generator=self.generator(), device=bound.inputs.device
+        )
+        return bound.move(g).tree

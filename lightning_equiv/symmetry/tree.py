@@ -19,7 +19,8 @@ from lightning_equiv.representations.representation import Representation, as_re
 
 Tree = Any
 Spec = Any
-Visit = Callable[[str, Representation, Tensor], Any]
+Rebuild = Callable[[Iterator[Tensor]], Tree]
+Undeclared = Callable[[str], Representation | None]
 
 BOOKKEEPING = ("batch", "ptr", "edge_index")
 
@@ -33,17 +34,17 @@ def as_spec(spec: Spec) -> Spec:
     return None if spec is None else as_representation(spec)
 
 
-def leaves(spec: Spec) -> Iterator[Representation]:
-    """Every representation of a spec."""
+def declared(spec: Spec, path: str = "") -> Iterator[tuple[str, Representation]]:
+    """Every representation of a spec with its dotted name."""
     if isinstance(spec, Representation):
-        yield spec
+        yield path, spec
     elif spec is not None:
-        for value in spec.values() if isinstance(spec, Mapping) else spec:
-            yield from leaves(value)
+        for key, value in spec.items() if isinstance(spec, Mapping) else enumerate(spec):
+            yield from declared(value, join(path, key))
 
 
 def is_graph(tree: Tree) -> bool:
-    """Whether `tree` is a PyG Data or Batch, told by what it offers, without importing PyG."""
+    """Whether `tree` is a PyG Data or Batch, recognised by what it offers, without importing PyG."""
     return all(hasattr(type(tree), name) for name in ("keys", "stores", "num_nodes"))  # num_nodes itself may warn
 
 
@@ -75,48 +76,76 @@ def rebuild(tree: Tree, new: dict[Any, Tree]) -> Tree:
     return out
 
 
-def map_tree(visit: Visit, spec: Spec, tree: Tree, path: str = "", what: str = "inputs") -> Tree:
-    """`tree` with every tensor x replaced by visit(path, representation, x).
+def flatten(
+    name: str, spec: Spec, tree: Tree, undeclared: Undeclared = lambda path: None
+) -> tuple[list[tuple[str, Representation, Tensor]], Rebuild]:
+    """The tensors of a tree with their dotted names and representations, and how to put others in their places.
 
     Args:
-        visit: called once for every tensor.
+        name: of the spec, for messages: "inputs", "outputs" or "batch".
         spec: mirrors `tree`.
         tree: tensors in containers; anything else in it is passed on.
-        path: dotted name of `tree`, for messages.
-        what: which argument of Symmetry the spec is, for messages.
+        undeclared: what is known of a tensor that the spec does not name, by its dotted name; None is nothing.
 
     Raises:
         ValueError: the spec does not mirror the tree; the tensor is named.
     """
-    if isinstance(tree, Tensor):
-        if isinstance(spec, Representation):
-            return visit(path, spec, tree)
-        raise ValueError(undeclared(path, tree, what) if spec is None else _mismatch(path, spec, tree, what))
-    held = children(tree)
-    if held is None:
-        if isinstance(spec, Representation) and hasattr(tree, "__array__"):  # numpy's would pass as invariant
-            raise ValueError(_mismatch(path, spec, tree, what))
-        return tree
+    found: list[tuple[str, Representation, Tensor]] = []
+
+    def walk(path: str, spec: Spec, tree: Tree) -> Rebuild:
+        if isinstance(tree, Tensor):
+            representation = undeclared(path) if spec is None else spec
+            if representation is None:
+                raise ValueError(_not_named(name, path, tree))
+            if not isinstance(representation, Representation):
+                raise ValueError(_mismatch(name, path, spec, tree))
+            found.append((path, representation, tree))
+            return next
+        held = children(tree)
+        if held is None:
+            if isinstance(spec, Representation) and hasattr(tree, "__array__"):  # numpy's would pass as invariant
+                raise ValueError(_mismatch(name, path, spec, tree))
+            return lambda tensors: tree
+        rules = _rules(name, path, spec, tree, held)
+        skipped = BOOKKEEPING if is_graph(tree) else ()
+        walks = {
+            key: walk(join(path, key), rules.get(key), value)
+            for key, value in held.items()
+            if rules.get(key) is not None or key not in skipped
+        }
+        return lambda tensors: rebuild(tree, {**held, **{key: again(tensors) for key, again in walks.items()}})
+
+    return found, walk("", spec, tree)
+
+
+def _rules(name: str, path: str, spec: Spec, tree: Tree, held: dict[Any, Tree]) -> dict[Any, Spec]:
+    """The spec of a container by its keys."""
     if spec is None:
-        spec = {}
-    elif isinstance(spec, tuple) and isinstance(tree, tuple | list) and len(spec) <= len(tree):
-        spec = dict(enumerate(spec))
-    elif not isinstance(spec, Mapping) or isinstance(tree, tuple | list):
-        raise ValueError(_mismatch(path, spec, tree, what))
+        return {}
+    if isinstance(spec, tuple) and isinstance(tree, tuple | list) and len(spec) <= len(tree):
+        return dict(enumerate(spec))
+    if not isinstance(spec, Mapping) or isinstance(tree, tuple | list):
+        raise ValueError(_mismatch(name, path, spec, tree))
     if unknown := [key for key in spec if key not in held]:
         near = difflib.get_close_matches(str(unknown[0]), [str(k) for k in held], n=2)
         hint = f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""
         raise ValueError(
-            f"`{what}` names {join(path, unknown[0])!r}{hint}, but what was passed holds only {sorted(map(str, held))}"
+            f"`{name}` names {join(path, unknown[0])!r}{hint}, but what was passed holds only {sorted(map(str, held))}"
         )
-    new = {}
-    for key, value in held.items():
-        rule = spec.get(key)
-        if rule is None and is_graph(tree) and key in BOOKKEEPING:
-            new[key] = value
-        else:
-            new[key] = map_tree(visit, rule, value, join(path, key), what)
-    return rebuild(tree, new)
+    return dict(spec)
+
+
+def fits(spec: Spec, tree: Tree) -> bool:
+    """Whether a spec mirrors a tree as far as containers go."""
+    held = children(tree)
+    if isinstance(spec, Representation):
+        return held is None
+    if spec is None or held is None:
+        return spec is None
+    if isinstance(spec, tuple) != isinstance(tree, tuple | list):
+        return False
+    rules = dict(enumerate(spec)) if isinstance(spec, tuple) else spec
+    return all(key in held and fits(rule, held[key]) for key, rule in rules.items())
 
 
 def map_tensors(function: Callable[[Tensor], Any], tree: Tree) -> Tree:
@@ -127,26 +156,24 @@ def map_tensors(function: Callable[[Tensor], Any], tree: Tree) -> Tree:
     return tree if held is None else rebuild(tree, {key: map_tensors(function, value) for key, value in held.items()})
 
 
-def tensors(tree: Tree, path: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of a tree with its dotted name."""
-    if isinstance(tree, Tensor):
+def leaves(tree: Tree, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Everything in a tree that is no container, with its dotted name."""
+    held = children(tree)
+    if held is None:
         yield path, tree
-    for key, value in (children(tree) or {}).items():
-        yield from tensors(value, join(path, key))
+    else:
+        for key, value in held.items():
+            yield from leaves(value, join(path, key))
 
 
-def leaf_pairs(spec: Spec, left: Tree, right: Tree) -> list[tuple[Tensor, Tensor]]:
-    """The tensors of two trees that one spec mirrors, side by side; what is shared by a whole call is left out."""
-    found: list[list[Tensor]] = []
+def tensors(tree: Tree) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of a tree with its dotted name."""
+    return ((path, x) for path, x in leaves(tree) if isinstance(x, Tensor))
 
-    def collect(_: str, representation: Representation, x: Tensor) -> None:
-        if not representation.shared:
-            found[-1].append(x)
 
-    for tree in (left, right):
-        found.append([])
-        map_tree(collect, spec, tree, what="outputs")
-    return list(zip(*found, strict=True))
+def named(path: str, name: str | int) -> bool:
+    """Whether a dotted name is `name`, or ends in it; a position is meant among the arguments only."""
+    return path == str(name) or (isinstance(name, str) and path.rpartition(".")[2] == name)
 
 
 def lookup(tree: Tree, path: Hashable | Sequence[Hashable], what: str = "target") -> Tree:
@@ -183,17 +210,15 @@ def describe(tree: Tree) -> str:
     return f"a {type(tree).__name__} of {len(held)}: {', '.join(map(str, held)) or 'nothing'}"
 
 
-def undeclared(path: str, x: Tensor, what: str) -> str:
-    """Message for a tensor that no spec names."""
-    name = path or "the tensor"
+def _not_named(name: str, path: str, x: Tensor) -> str:
     return (
-        f"{name!r} (shape {tuple(x.shape)}, {x.dtype}) is not named by the symmetry's `{what}`: "
+        f"{path or 'the tensor'!r} (shape {tuple(x.shape)}, {x.dtype}) is not named by the symmetry's `{name}`: "
         "say how a group element moves it, e.g. '1o' for vectors, Point() for positions, Invariant() if nothing does"
     )
 
 
-def _mismatch(path: str, spec: Spec, tree: Tree, what: str) -> str:
+def _mismatch(name: str, path: str, spec: Spec, tree: Tree) -> str:
     place = path or "the top"
     return (
-        f"`{what}` does not mirror what was passed at {place!r}: expected something like {spec!r}, got {describe(tree)}"
+        f"`{name}` does not mirror what was passed at {place!r}: expected something like {spec!r}, got {describe(tree)}"
     )

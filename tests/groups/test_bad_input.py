@@ -346,8 +346,7 @@ G = draw(SO3(), 4)
 
 def move(inputs, *args, group="SO(3)", index=None, network=None, **kwargs):
     symmetry = Symmetry(group, inputs, "1o", index=index)
-    tree, _ = symmetry.pack(args, kwargs, network)
-    return symmetry.move(G, symmetry.inputs, tree, symmetry.layout(symmetry.inputs, tree))
+    return symmetry.bind(network, args, kwargs).move(G)
 
 
 def by_position_only(*args, **kwargs):
@@ -507,11 +506,8 @@ def test_any_spec_is_a_symmetry_or_an_error_in_words(group, inputs, args, kwargs
     message = "as it should be"
     try:
         symmetry = Symmetry(group, inputs, "Invariant()", index=index)
-        tree, unpack = symmetry.pack(args, kwargs, lambda x, y, m: None)
-        layout = symmetry.layout(symmetry.inputs, tree)
-        again = symmetry.repeat(symmetry.inputs, tree, layout, 2)
-        g = symmetry.group.sample(2 * layout.num_elements)
-        unpack(symmetry.move(g, symmetry.inputs, again, layout.repeat(2)))
+        bound = symmetry.bind(lambda x, y, m: None, args, kwargs)
+        bound.move(symmetry.group.sample(2 * bound.num_inputs), times=2)
     except (ValueError, TypeError) as error:
         message = str(error)
     assert re.search("expect|needs|write|say|names|mirror|as it should be", message), message

@@ -16,7 +16,7 @@ from lightning_equiv.metrics.functional import Distance, as_distance, equivarian
 from lightning_equiv.strategies.base import SymmetryCallback
 from lightning_equiv.strategies.remul.gradnorm import gradnorm_weights
 from lightning_equiv.symmetry.symmetry import Symmetry, as_symmetry
-from lightning_equiv.symmetry.tree import Tree, describe, leaf_pairs, lookup
+from lightning_equiv.symmetry.tree import Tree, describe, flatten, lookup
 from lightning_equiv.wiring.call_recorder import Call, CallRecorder
 from lightning_equiv.wiring.frozen_randomness import frozen_randomness
 from lightning_equiv.wiring.network import find_network
@@ -162,10 +162,11 @@ class REMUL(SymmetryCallback):
         return total
 
     def _equivariance_loss(self, network: nn.Module, call: Call, batch: Any, generator: torch.Generator) -> Tensor:
-        loss, self._batch_size = equivariance_loss(
+        bound = self.symmetry.bind(network, call.args, call.kwargs)
+        self._batch_size = bound.num_inputs
+        return equivariance_loss(
             network,
-            call.args,
-            call.kwargs,
+            bound,
             self.symmetry,
             anchor=call.output if self.target is None else self._labels(batch, call.output),
             distance=self.distance,
@@ -173,17 +174,22 @@ class REMUL(SymmetryCallback):
             detach_target=self.detach_target or self.target is not None,
             generator=generator,
         )
-        return loss
 
     def _labels(self, batch: Any, output: Tree) -> Tree:
         assert self.target is not None
         labels = self.target(batch) if callable(self.target) else lookup(batch, self.target)
-        for prediction, label in leaf_pairs(self.symmetry.outputs, output, labels):
-            if prediction.shape != label.shape and not self.of_classes:
+        if self.of_classes:
+            return labels
+        predicted, wanted = (
+            {path: x for path, r, x in flatten("outputs", self.symmetry.outputs, tree)[0] if not r.shared}
+            for tree in (output, labels)
+        )
+        for path, prediction in predicted.items():
+            if path in wanted and prediction.shape != wanted[path].shape:
                 raise ValueError(
-                    f"target={self.target!r} holds {describe(label)}, but the network returned {describe(prediction)}: "
-                    "expected equal shapes; for class labels write loss='cross_entropy', for others a callable can "
-                    "reshape, e.g. target=lambda batch: batch['y'][:, None]"
+                    f"target={self.target!r} holds {describe(wanted[path])}, but the network returned "
+                    f"{describe(prediction)}: expected equal shapes; for class labels write loss='cross_entropy', for "
+                    "others a callable can reshape, e.g. target=lambda batch: batch['y'][:, None]"
                 )
         return labels
 

@@ -287,12 +287,10 @@ class SymmetryCloning(SymmetryCallback):
         if self.symmetry is None:
             return args
         symmetry = without_tau(self.symmetry, self.teacher)
-        tree, unpack = symmetry.pack(*args, self.teacher)
-        layout = symmetry.layout(symmetry.inputs, tree)
+        call = symmetry.bind(self.teacher, *args)
         generator = derived_generator("turned", self.settings.seed, step)
-        group = as_group(symmetry.group)
-        g = group.sample(layout.num_elements, generator=generator, device=layout.device)
-        return unpack(symmetry.move(g, symmetry.inputs, tree, layout))
+        g = as_group(symmetry.group).sample(call.num_inputs, generator=generator, device=call.device)
+        return call.move(g)
 
     def _check_teacher(self, teacher: nn.Module, args: Args, tau: Tensor | None) -> None:
         error = self._error(teacher, args, tau)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lightning_equiv._random import derived_generator
 from lightning_equiv.layers.hidden_parameters import CONTAINER, own_parameters
-from lightning_equiv.metrics.functional import TOTAL, equivariance_sums, evaluating, reduce_sums
+from lightning_equiv.metrics.functional import equivariance_sums, reduce_sums
 from lightning_equiv.strategies.symmetry_cloning.inputs import (
     Args,
     Draws,
@@ -23,8 +23,10 @@ from lightning_equiv.strategies.symmetry_cloning.inputs import (
     num_weights,
     takes_weights,
 )
+from lightning_equiv.symmetry.call import TOTAL
 from lightning_equiv.symmetry.symmetry import Symmetry
 from lightning_equiv.symmetry.tree import Tree, tensors
+from lightning_equiv.wiring.evaluation import evaluating
 from lightning_equiv.wiring.network import find_network
 
 _PLAIN = (bool, int, float, str, tuple)  # attributes that tell one teacher from another with the same weights

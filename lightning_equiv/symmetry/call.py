@@ -1,0 +1,339 @@
+"""A call of a network with what its symmetry says of it, looked at once however often it is moved."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_equiv.groups.group import Group, GroupElement
+from lightning_equiv.representations.representation import Representation
+from lightning_equiv.symmetry.graphs import Inputs, repeat_graphs, shifted
+from lightning_equiv.symmetry.tree import Rebuild, Spec, Tree, children, describe, fits, join
+
+TOTAL = "total"  # the whole output beside its parts
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class BoundTensor:
+    """A tensor of a call.
+
+    Attributes:
+        path: dotted name.
+        representation: how an element moves it.
+        x: the tensor.
+        owner: (rows,) the input of every row; None where row i belongs to input i.
+        shared: it belongs to the whole call.
+        step: how far its entries move up where inputs are repeated, for numbers of nodes or graphs; else 0.
+    """
+
+    path: str
+    representation: Representation
+    x: Tensor
+    owner: Tensor | None
+    shared: bool
+    step: int = 0
+
+
+@dataclass(frozen=True)
+class BoundTree:
+    """A tree of tensors of a call: its arguments, its output, or a batch.
+
+    Attributes:
+        name: of the spec that describes it: "inputs", "outputs" or "batch".
+        tensors: with their representations and owners.
+        inputs: of the call.
+        put: puts tensors in the places of `tensors`.
+        times: how often the inputs have been repeated since `put` was made.
+    """
+
+    name: str
+    tensors: tuple[BoundTensor, ...]
+    inputs: Inputs
+    put: Rebuild
+    times: int = 1
+
+    @property
+    def tree(self) -> Tree:
+        """The tensors in their containers."""
+        tree = self.put(t.x for t in self.tensors)
+        if self.times > 1:
+            num, node = self.inputs.num // self.times, self.inputs.node
+            one = Inputs(num, None if node is None else node[: len(node) // self.times])
+            repeat_graphs(tree, one, self.times)
+        return tree
+
+    def repeat(self, times: int) -> BoundTree:
+        """The tree of the same inputs `times` times over, as one of larger tensors."""
+        if times == 1:
+            return self
+        inputs = self.inputs.repeat(times)
+
+        def again(t: BoundTensor) -> BoundTensor:
+            if t.step:
+                return replace(t, x=shifted(t.x, times, t.step))
+            if t.shared:
+                return t
+            owner = t.owner if t.owner is None else inputs.node if t.owner is self.inputs.node else inputs.edge
+            return replace(t, x=t.x.repeat(times, *[1] * (t.x.ndim - 1)), owner=owner)
+
+        return replace(self, tensors=tuple(map(again, self.tensors)), inputs=inputs, times=self.times * times)
+
+    def move(self, g: GroupElement, times: int = 1) -> BoundTree:
+        """The tree `times` times over, as one of larger tensors, moved.
+
+        Args:
+            g: one element for every input, `times` times: element k num + i moves input i for the k-th time; or one for
+                all.
+            times: how often each input is repeated.
+
+        Raises:
+            ValueError: another number of elements.
+        """
+        tree = self.repeat(times)
+        if len(g) not in (1, tree.inputs.num):
+            raise ValueError(f"expected {tree.inputs.num} elements (one for each input) or one, got {len(g)}")
+
+        def moved(t: BoundTensor) -> BoundTensor:
+            own = g if t.owner is None or len(g) == 1 else g[t.owner]
+            return replace(t, x=act(self.name, t.path, t.representation, own, t.x))
+
+        return replace(tree, tensors=tuple(map(moved, tree.tensors)))
+
+    def parts(self) -> dict[str, Tensor]:
+        """The parts of the tensors that move independently, in float32 at least; what is shared is left out.
+
+        Names: "1o" for irreps, "output" for any other representation; nested, "path.1o" and "path".
+
+        Raises:
+            ValueError: complex numbers; nothing but shared tensors.
+        """
+        found: dict[str, Tensor] = {}
+        for t in self.tensors:
+            if t.representation.shared:
+                continue
+            if t.x.is_complex():
+                place = t.path or "the output"
+                raise ValueError(f"expected real numbers at {place!r}, got {t.x.dtype}: return torch.view_as_real(x)")
+            if t.x.ndim == 0:
+                self.inputs.owner(t.x, t.path)  # which it has not: an error
+            x = t.x.to(torch.promote_types(t.x.dtype, torch.float32))
+            found.update((part_name(t.path, name), part) for name, part in t.representation.parts(x).items())
+        if not found:
+            raise ValueError(
+                f"expected the network to return tensors that `{self.name}` names, got {describe(self.tree)}"
+            )
+        return found
+
+    def squared_norms(self, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """|x|^2 (inputs,) of parts named as in `parts()`, and of all together as "total"; a graph's rows are summed."""
+        squares: dict[str, Tensor] = {}
+        for t in self.tensors:
+            for name in t.representation.part_names:
+                part = part_name(t.path, name)
+                if part in parts:
+                    x = parts[part]
+                    rows = x.square().flatten(1).sum(-1) if x.ndim > 1 else x.square()
+                    owned = rows if t.owner is None else rows.new_zeros(self.inputs.num).index_add(0, t.owner, rows)
+                    squares[part] = owned
+        return {TOTAL: torch.stack(list(squares.values())).sum(0), **squares}
+
+    def pairs(self, other: BoundTree) -> list[tuple[Tensor, Tensor]]:
+        """The tensors of two trees of one spec side by side; what is shared by a whole call is left out."""
+        left, right = ({t.path: t.x for t in tree.tensors if not t.representation.shared} for tree in (self, other))
+        if left.keys() != right.keys():
+            raise ValueError(f"expected tensors at equal places, got {sorted(left)} and {sorted(right)}")
+        return [(x, right[path]) for path, x in left.items()]
+
+
+@dataclass(frozen=True)
+class BoundCall:
+    """A network's call, as its symmetry sees it: made by `Symmetry.bind`.
+
+    Attributes:
+        inputs: the arguments.
+        unpack: their tree to (args, kwargs).
+        bind_output: what binds an output to these inputs.
+    """
+
+    inputs: BoundTree
+    unpack: Callable[[Tree], Arguments]
+    bind_output: Callable[[Tree, Inputs], BoundTree]
+
+    @property
+    def num_inputs(self) -> int:
+        """How many inputs, or graphs, there are: one element moves each."""
+        return self.inputs.inputs.num
+
+    @property
+    def device(self) -> torch.device | None:
+        """Where the tensors lie."""
+        return self.inputs.inputs.device
+
+    def move(self, g: GroupElement, times: int = 1) -> Arguments:
+        """(args, kwargs) of the call `times` times over, moved; see `BoundTree.move`."""
+        return self.unpack(self.inputs.move(g, times).tree)
+
+    def output(self, y: Tree, times: int = 1) -> BoundTree:
+        """An output of the call, or of the call `times` times over.
+
+        Raises:
+            ValueError: it is not what `outputs` says.
+        """
+        return self.bind_output(y, self.inputs.inputs.repeat(times))
+
+    def move_output(self, g: GroupElement, y: Tree, times: int = 1) -> Tree:
+        """G y for an output y of the call, `times` times over; see `BoundTree.move`."""
+        return self.output(y).move(g, times).tree
+
+
+def act(name: str, path: str, representation: Representation, g: GroupElement, x: Tensor) -> Tensor:
+    """rho(g) x, where errors name the tensor."""
+    if representation.trivial:
+        return x
+    try:
+        return representation(g, x)
+    except ValueError as error:
+        raise ValueError(f"{path or 'the tensor'!r} in `{name}`: {error}") from error
+
+
+def part_name(path: str, name: str) -> str:
+    """The name of a part of the tensor at `path`."""
+    if name or path == TOTAL:  # an output called "total" is not the total
+        return join(path, name or "output")
+    return path or "output"
+
+
+def bind_tensors(
+    name: str,
+    group: Group,
+    found: list[tuple[str, Representation, Tensor]],
+    put: Rebuild,
+    inputs: Inputs,
+    index: str | None = None,
+) -> BoundTree:
+    """The tensors that `flatten` found, each with its owner, and checked.
+
+    Args:
+        name: of the spec.
+        group: whose elements will move them.
+        found: paths, representations and tensors.
+        put: puts others in their places.
+        inputs: of the call.
+        index: dotted name of the tensor that says which graph each node belongs to.
+
+    Raises:
+        ValueError: a number of rows that is not the inputs', or a shape that the representation does not fit.
+    """
+    bound = []
+    for path, representation, x in found:
+        shared = representation.shared or x.ndim == 0
+        owner = None if shared else inputs.owner(x, path)
+        if not shared:
+            try:
+                representation.check(group, x.shape)
+            except ValueError as error:
+                raise ValueError(f"{path or 'the tensor'!r} in `{name}`: {error}") from error
+        step = 0
+        if path == index:
+            step = inputs.num
+        elif representation.points_at_nodes and inputs.node is not None:
+            step = len(inputs.node)
+        bound.append(BoundTensor(path, representation, x, owner, shared, step))
+    return BoundTree(name, tuple(bound), inputs, put)
+
+
+# ---- arguments as the tree that `inputs` mirrors -----------------------------------------------------------------
+def pack(
+    spec: Spec, network: Callable[..., Any] | None, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[Tree, Callable[[Tree], Arguments]]:
+    """A call's arguments as one tree that `spec` mirrors, and the way back to (args, kwargs).
+
+    Args:
+        spec: a tuple goes by position, a dict by name, or mirrors the only argument.
+        network: whose signature matches positions with names; needed only where call and spec differ in that.
+        args: positional arguments.
+        kwargs: keyword arguments.
+
+    Raises:
+        ValueError: a position or name that is not known, or a dict that can be read in two ways.
+    """
+    n, keywords = len(args), list(kwargs)
+    if isinstance(spec, Mapping):
+        names = _names(network, args)
+        passed = [*args, *kwargs.values()]
+        by_name = dict(zip([*names, *keywords], passed, strict=True)) if len(names) == n else None
+        only = passed[0] if len(passed) == 1 and children(passed[0]) is not None else None
+        if _is_only_argument(spec, only, by_name):
+            return only, lambda tree: ((tree,), {}) if n else ((), {keywords[0]: tree})
+        if by_name is None:
+            raise ValueError(
+                f"`inputs` goes by name ({', '.join(map(str, spec))}) but the network was called with {n} "
+                "arguments by position whose names are unknown: write `inputs` as a tuple"
+            )
+        return by_name, lambda tree: (tuple(tree[k] for k in names), {k: tree[k] for k in keywords})
+    places = [_position(network, key, n) for key in keywords]
+    flat = list(args) + [None] * (max(places, default=n - 1) + 1 - n)
+    for place, key in zip(places, keywords, strict=True):
+        flat[place] = kwargs[key]
+    return tuple(flat), lambda tree: (tuple(tree[:n]), {k: tree[p] for k, p in zip(keywords, places, strict=True)})
+
+
+def _is_only_argument(spec: Mapping[Any, Spec], only: Tree | None, by_name: dict[str, Any] | None) -> bool:
+    """Whether a dict of specs mirrors the only argument, and not the arguments by their names."""
+    held = None if only is None else children(only)
+    if held is None:
+        return False
+    named = by_name is not None and set(spec) <= set(by_name)
+    mirrors = set(spec) <= set(held)
+    if named and mirrors and spec:
+        named, mirrors = fits(spec, by_name), fits(spec, only)
+        if named and mirrors:
+            keys = ", ".join(map(repr, spec))
+            raise ValueError(
+                f"`inputs` = {{{keys}: ...}} can be read in two ways: {keys} as the network's argument, or as what the "
+                f"only argument, {describe(only)}, holds. Write a tuple for the first, inputs=(spec of the argument,), "
+                "or name the argument for the second, inputs={argument: {...}}"
+            )
+    return mirrors or not named
+
+
+def _signature(network: Callable[..., Any] | None) -> inspect.Signature | None:
+    """What a network is called with, self left out; None where that cannot be known."""
+    network = getattr(network, "_orig_mod", network)  # a compiled module hides its signature
+    if network is None:
+        return None
+    try:
+        return inspect.signature(getattr(network, "forward", network))
+    except (TypeError, ValueError):  # built-in and scripted functions
+        return None
+
+
+def _names(network: Callable[..., Any] | None, args: tuple[Any, ...]) -> list[str]:
+    """The names of positional arguments, as far as they have any."""
+    signature = _signature(network)
+    if signature is None:
+        return []
+    try:
+        bound = signature.bind_partial(*args).arguments
+    except TypeError as error:
+        raise ValueError(f"the network cannot be called with {len(args)} arguments by position: {error}") from None
+    return [name for name in bound if signature.parameters[name].kind is not inspect.Parameter.VAR_POSITIONAL]
+
+
+def _position(network: Callable[..., Any] | None, key: str, n: int) -> int:
+    """The place of a keyword argument among the positional ones, behind the first n."""
+    signature = _signature(network)
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    names = [] if signature is None else [p.name for p in signature.parameters.values() if p.kind in kinds]
+    if key not in names[n:]:
+        raise ValueError(
+            f"the network was called with the keyword {key!r} whose position is unknown: "
+            f"write `inputs` as a dict of keyword names, e.g. {{{key!r}: ...}}"
+        )
+    return names.index(key)
