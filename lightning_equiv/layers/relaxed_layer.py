@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -57,37 +56,3 @@ class RelaxedLayer(nn.Module):
 
 def _nothing(*_: Any) -> None:
     """A hook that does nothing."""
-
-
-def replace_layers(module: nn.Module, branches: list[Branch]) -> Callable[[], None]:
-    """Put a `RelaxedLayer` wherever the module holds one of the layers; the function returned puts the layers back."""
-    places: list[tuple[nn.Module, str, nn.Module]] = []
-    for branch in branches:
-        layer, replacement = branch.layer.module, RelaxedLayer(branch)
-        for parent in list(module.modules()):
-            for name, child in list(parent._modules.items()):
-                if child is layer and parent is not replacement:
-                    places.append((parent, name, layer))
-                    setattr(parent, name, replacement)
-
-    def put_back() -> None:
-        for parent, name, layer in places:
-            setattr(parent, name, layer)
-        places.clear()
-
-    return put_back
-
-
-def without_branches(state: Mapping[str, Any]) -> dict[str, Any]:
-    """A state dict under the keys of the user's layers, where some of them were relaxed when it was saved."""
-    places = [key.removesuffix("theta") for key in state if key.endswith(".theta")]
-    places = [place for place in places if any(key.startswith(f"{place}branch.") for key in state)]
-    plain: dict[str, Any] = {}
-    for key, value in state.items():
-        place = next((place for place in places if key.startswith(place)), "")
-        inner = key.removeprefix(place)
-        if not place:
-            plain[key] = value
-        elif inner.startswith("layer."):
-            plain[place + inner.removeprefix("layer.")] = value
-    return plain

@@ -1,20 +1,44 @@
-"""SymmetryCallback: a callback that takes hold of a model when fit begins and lets go when it ends."""
+"""SymmetryCallback: a callback that attaches to a module when fit begins and restores it when it ends."""
 
 from __future__ import annotations
 
 import math
+import weakref
 from abc import abstractmethod
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch import nn
 
 from lightning_equiv._checks import check_number
 from lightning_equiv._random import derived_generator, process_rank
 from lightning_equiv.wiring.override import override
+
+
+@dataclass(eq=False)
+class Attachment:
+    """What exists while a strategy is attached to a module, and no longer.
+
+    Attributes:
+        parts: what the strategy itself put there.
+        undo: undoes the attachment.
+        evaluation_undo: what the end of an evaluation, or of the attachment, undoes.
+        draw_key: where in the run the next draw is made; None in a loop that calls no `update`.
+        num_draws: draws without a key, or calls of `update` for one step.
+        ended: training came to its end.
+    """
+
+    parts: Any
+    undo: ExitStack
+    evaluation_undo: ExitStack = field(default_factory=ExitStack)
+    draw_key: tuple[int, ...] | None = None
+    num_draws: int = 0
+    ended: bool = False
 
 
 class SymmetryCallback(L.Callback):
@@ -25,8 +49,12 @@ class SymmetryCallback(L.Callback):
         after == before, also when attach or anything between failed
 
     In a Trainer both happen by themselves: attach when fit begins, detach when it ends or fails; a loop written by hand
-    calls them, and `update` before every batch. A subclass writes `_attach`: first find and check everything, then
-    change, and register the undoing of every change.
+    calls them, and `update` before every batch. What exists while attached is one object, an `Attachment`. What
+    outlives it is one state, a dict of tensors and primitives: `attach` loads it if it came from a checkpoint, or from
+    an earlier fit of this module.
+
+    A subclass writes `_attach`: first find and check everything, then change, and register the undoing of every change;
+    with a state also `own_state` and `load_own_state`.
 
     Args:
         name: prefix of what is logged, and what tells two strategies of one kind apart in a checkpoint.
@@ -36,38 +64,67 @@ class SymmetryCallback(L.Callback):
     Attributes:
         changes_loss: whether it needs automatic optimisation.
         adds_parameters: whether weights of its own train with the model.
-        needs_end: whether it must know how long the run is, for its `progress`.
+        needs_end: whether it must know how long the run is, for its `set_progress`.
         works_sharded: whether it works when FSDP or DeepSpeed shards the weights.
-        state_format: number of what `own_state` holds; raised when a newer version cannot read an older one's.
+        continues: whether a second fit of a module goes on from the state of the first.
+        state_format: number of what `own_state` returns; raised when a newer version cannot read an older one's.
     """
 
     changes_loss: bool = False
     adds_parameters: bool = False
     needs_end: bool = False
     works_sharded: bool = False
+    continues: bool = False
     state_format: int = 1
 
     def __init__(self, *, name: str, seed: int = 0) -> None:
         self.name, self.seed = name, seed
-        self._undo: ExitStack | None = None
-        self._evaluation_undo = ExitStack()  # what a later hook of the Trainer, or detach, takes back
-        self._draw_key: tuple[int, ...] | None = None
-        self._count = 0
-        self._broken_off: dict[str, Any] = {}  # the state when a run was broken off
+        self._attachment: Attachment | None = None
+        self._stage_undo = ExitStack()  # what was changed before attaching, in `setup`
+        self._state: dict[str, Any] = {}
+        self._state_of: weakref.ref[nn.Module] | None = None  # whose training left the state; None: a checkpoint's
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy is attached to nothing, and belongs to no module."""
+        left = {"_state": {}, "_state_of": None} if self._state_of is not None else {}
+        return {**self.__dict__, "_attachment": None, "_stage_undo": ExitStack(), **left}
+
+    # ---- what a subclass writes ----------------------------------------------------------------------------------
     @abstractmethod
-    def _attach(self, module: L.LightningModule, undo: ExitStack) -> None:
-        """Find, check, then change; `undo.callback(...)` for every change."""
+    def _attach(self, module: L.LightningModule, undo: ExitStack) -> Any:
+        """Find, check, then change; `undo.callback(...)` for every change. Returns the `parts` of the attachment."""
+
+    def set_progress(self, step: int, total: int) -> None:
+        """Set what depends on how much of the run is over: what a strategy with a schedule writes."""
+
+    def own_state(self) -> dict[str, Any]:
+        """What a resumed run needs: tensors, numbers, strings and containers of these. Called while attached."""
+        return {}
+
+    def load_own_state(self, state: dict[str, Any]) -> None:
+        """Go on from `own_state`. Called while attached."""
+
+    # ---- attach and detach ---------------------------------------------------------------------------------------
+    @property
+    def is_attached(self) -> bool:
+        """Whether a module is held."""
+        return self._attachment is not None
+
+    @property
+    def _parts(self) -> Any:
+        """What the strategy itself put into the attachment."""
+        assert self._attachment is not None
+        return self._attachment.parts
 
     def attach(self, module: L.LightningModule) -> None:
-        """Take hold of a module; the Trainer's callbacks call it, a hand-written loop calls it itself.
+        """Attach to a module; the Trainer's callbacks call it, a hand-written loop calls it itself.
 
         Raises:
             RuntimeError: attached already, or manual optimisation with a strategy that changes the loss.
         """
-        if self._undo is not None:
+        if self._attachment is not None:
             raise RuntimeError(
-                f"{type(self).__name__} holds a module already: `detach()` it first, or make a second one"
+                f"{type(self).__name__} is attached to a module already: `detach()` it first, or make a second one"
             )
         if self.changes_loss and not module.automatic_optimization:
             raise RuntimeError(
@@ -75,42 +132,54 @@ class SymmetryCallback(L.Callback):
                 "optimisation ignores: set `automatic_optimization = True`, or inherit from `SymmetryMixin` and add "
                 "`self.equivariance_loss(x)` to the loss that you pass to `manual_backward`"
             )
+        if self._state_of is not None and not (self.continues and self._state_of() is self._state_owner(module)):
+            self._state = {}
         with ExitStack() as undo:
-            self._attach(module, undo)
-            self._undo = undo.pop_all()
+            self._attachment = Attachment(None, undo)
+            undo.callback(setattr, self, "_attachment", None)
+            self._attachment.parts = self._attach(module, undo)
+            if self._state:
+                self.load_own_state(self._state)
+            self._state, self._state_of = {}, None
+            self._attachment.undo = undo.pop_all()
 
     def detach(self) -> None:
-        """Let go of the module; nothing happens where nothing is held."""
-        self._evaluation_undo.close()
-        undo, self._undo, self._draw_key = self._undo, None, None
-        if undo is not None:
-            undo.close()
+        """Restore the module; nothing happens where nothing is attached."""
+        self._stage_undo.close()
+        if self._attachment is not None:
+            self._attachment.evaluation_undo.close()
+            self._attachment.undo.close()
 
     def update(self, step: int, total: int) -> None:
         """Say which optimizer step of how many comes next; a loop without a Trainer calls it before every batch.
 
         Schedules depend on it, and draws: they are a function of (seed, step, calls with the same step), in the first
         call those of a Trainer's first epoch.
+
+        Raises:
+            RuntimeError: not attached.
         """
         check_number("total", total, least=1, whole=True)
-        again = self._draw_key is not None and self._draw_key[:2] == (0, step)
-        self._count = self._count + 1 if again else 0
-        self._draw_key = (0, step, self._count) if again else (0, step)
+        attachment = self._attachment
+        if attachment is None:
+            raise RuntimeError(f"{type(self).__name__} is not attached: call `attach(module)` before `update`")
+        again = attachment.draw_key is not None and attachment.draw_key[:2] == (0, step)
+        attachment.num_draws = attachment.num_draws + 1 if again else 0
+        attachment.draw_key = (0, step, attachment.num_draws) if again else (0, step)
         self.set_progress(step, total)
 
     def finish(self, module: L.LightningModule) -> None:
         """Detach after a training without a Trainer that came to its end; RECM leaves what it keeps."""
         self.detach()
 
-    def set_progress(self, step: int, total: int) -> None:
-        """Set what depends on how much of the run is over: what a strategy with a schedule writes."""
-
     def generator(self) -> torch.Generator:
         """A generator for the draws of this batch."""
-        rank = process_rank()
-        if self._draw_key is None:  # a loop without a Trainer
-            self._count += 1
-        return derived_generator(type(self).__name__, self.name, self.seed, rank, self._draw_key or self._count)
+        attachment = self._attachment
+        assert attachment is not None
+        if attachment.draw_key is None:  # a loop without a Trainer
+            attachment.num_draws += 1
+        place = attachment.draw_key or attachment.num_draws
+        return derived_generator(type(self).__name__, self.name, self.seed, process_rank(), place)
 
     def attach_early(self, module: L.LightningModule) -> None:
         """Attach now, or as soon as a lazily built model is there: before the optimizers and before DDP."""
@@ -122,32 +191,26 @@ class SymmetryCallback(L.Callback):
         def configure_model() -> None:  # without functools.wraps, or Lightning believes that it is not overridden
             before()
             restore()
-            if self._undo is None:
+            if not self.is_attached:
                 self.attach(module)
 
         restore = override(module, "configure_model", configure_model)
-        self._evaluation_undo.callback(restore)
+        self._stage_undo.callback(restore)
 
     def log_values(self, module: L.LightningModule, values: dict[str, Any], batch_size: int) -> None:
         """Log values under this strategy's name, inside `training_step`."""
         if module._trainer is not None:
             module.log_dict({f"{self.name}/{key}": value for key, value in values.items()}, batch_size=batch_size)
 
+    # ---- the state -----------------------------------------------------------------------------------------------
     @property
     def state_key(self) -> str:
         """What tells this strategy from another in a checkpoint."""
         return self._generate_state_key(name=self.name)
 
-    def own_state(self) -> dict[str, Any]:
-        """What a resumed run needs: tensors, numbers, strings and containers of these. Most strategies need nothing."""
-        return {}
-
-    def load_own_state(self, state: dict[str, Any]) -> None:
-        """Go on from `own_state`."""
-
     def state_dict(self) -> dict[str, Any]:
-        """What is ours in a checkpoint, with the number of its format."""
-        state = self.own_state()
+        """What a checkpoint keeps of this strategy, with the number of its format."""
+        state = self.own_state() if self.is_attached else self._state
         return {"format": self.state_format, **state} if state else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -160,9 +223,22 @@ class SymmetryCallback(L.Callback):
             raise RuntimeError(
                 f"the checkpoint holds the state of {self.state_key} in format {state_dict.get('format')}, expected "
                 f"{self.state_format}: another version of lightning_equiv wrote it. Resume with that version, or begin "
-                "anew from its weights, `module.load_state_dict(torch.load(path)['state_dict'])`, without ckpt_path"
+                "again from its weights, `module.load_state_dict(torch.load(path)['state_dict'])`, without ckpt_path"
             )
-        self.load_own_state(state_dict)
+        if self.is_attached:
+            self.load_own_state(state_dict)
+        else:
+            self._state, self._state_of = dict(state_dict), None
+
+    def _state_owner(self, module: L.LightningModule) -> nn.Module:
+        """Whose state it is: that of a later fit of another one would be meaningless."""
+        return module
+
+    def _detach_and_keep_state(self, module: L.LightningModule) -> None:
+        """Detach; a checkpoint that is written later, and a later fit of this module, have the state of this moment."""
+        state, owner = (self.own_state(), self._state_owner(module)) if self.is_attached else (self._state, module)
+        self.detach()
+        self._state, self._state_of = state, weakref.ref(owner)
 
     # ---- Lightning's hooks ---------------------------------------------------------------------------------------
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -176,7 +252,7 @@ class SymmetryCallback(L.Callback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Attach: lazily built networks exist by now."""
-        if self._undo is None:
+        if not self.is_attached:
             self.attach(pl_module)
         if self.needs_end:
             check_ends(trainer, self)
@@ -188,19 +264,27 @@ class SymmetryCallback(L.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Remember where in the run we are, for the draws, and set what depends on how much of it is over."""
-        self._draw_key = (trainer.current_epoch, batch_idx)
+        """Note where in the run the draws are made, and set what depends on how much of it is over."""
+        assert self._attachment is not None
+        self._attachment.draw_key = (trainer.current_epoch, batch_idx)
         if self.needs_end:
             self.set_progress(trainer.global_step, run_length(trainer, self))
 
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Note that training came to its end."""
+        if self._attachment is not None:
+            self._attachment.ended = True
+
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Detach; a checkpoint that another callback writes now has the state of this moment."""
-        self._broken_off = self.own_state()
-        self.detach()
+        self._detach_and_keep_state(pl_module)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Detach."""
-        self.detach()
+        """Detach; the state of a training that came to its end stays."""
+        if self._attachment is not None and self._attachment.ended:
+            self._detach_and_keep_state(pl_module)
+        else:
+            self.detach()
 
 
 def run_length(trainer: L.Trainer, strategy: SymmetryCallback) -> int:
@@ -210,14 +294,14 @@ def run_length(trainer: L.Trainer, strategy: SymmetryCallback) -> int:
     in mid-epoch.
 
     Raises:
-        ValueError: nobody says when it ends.
+        ValueError: the run has no known end.
     """
     horizon = getattr(strategy, "horizon", None)
     return _ending(trainer.estimated_stepping_batches if horizon is None else horizon, strategy)
 
 
 def check_ends(trainer: L.Trainer, strategy: SymmetryCallback) -> None:
-    """ValueError for a run that nobody says the end of, as far as the Trainer alone can tell."""
+    """ValueError for a run without a known end, as far as the Trainer alone can tell."""
     if getattr(strategy, "horizon", None) is None and trainer.max_epochs == -1 and trainer.max_steps == -1:
         _ending(math.inf, strategy)
 

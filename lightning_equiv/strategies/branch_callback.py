@@ -1,11 +1,11 @@
-"""BranchCallback: a strategy whose hold is one non-equivariant branch on each chosen layer."""
+"""BranchCallback: a strategy that attaches one non-equivariant branch to each chosen layer."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import lightning as L
@@ -32,6 +32,25 @@ from lightning_equiv.wiring.network import find_network
 from lightning_equiv.wiring.training_step import StepHooks, wrap_training_step
 
 Evaluate = Literal["projected", "relaxed", "both"]
+
+
+@dataclass(eq=False)
+class Branches:
+    """The branches while they are attached.
+
+    Attributes:
+        branches: one for each layer.
+        container: holds their weights, and what a subclass adds.
+        extra: what a subclass keeps beside them.
+        sums: of what an evaluation logs, by name.
+        validated: batches that were summed.
+    """
+
+    branches: list[Branch]
+    container: HiddenParameters
+    extra: Any = None
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    validated: int = 0
 
 
 class BranchCallback(SymmetryCallback):
@@ -89,13 +108,8 @@ class BranchCallback(SymmetryCallback):
         self.metric = (
             None if self.symmetry is None else EquivarianceError(self.symmetry, num_samples=4, needs_grad=True)
         )
-        self._sums: dict[str, Tensor] = {}
-        self._validated = 0
-        self.branches: list[Branch] = []
-        self._container: HiddenParameters | None = None
-        self._loaded: dict[str, Any] | None = None
 
-    # ---- what a subclass says ------------------------------------------------------------------------------------
+    # ---- what a subclass writes ------------------------------------------------------------------------------------
     @abstractmethod
     def set_progress(self, step: int, total: int) -> None:
         """Set every branch's theta for an optimizer step."""
@@ -110,11 +124,21 @@ class BranchCallback(SymmetryCallback):
     def check_layer(self, layer: Layer) -> None:
         """ValueError for a layer that this strategy cannot relax."""
 
-    def add_modules(self, container: HiddenParameters) -> None:
-        """Change or add to what trains with the branches, with this strategy's own random numbers."""
+    def add_modules(self, branches: list[Branch], container: HiddenParameters) -> Any:
+        """Change or add to what trains with the branches, with this strategy's own random numbers; their `extra`."""
 
-    # ---- the hold ------------------------------------------------------------------------------------------------
-    def _attach(self, module: L.LightningModule, undo: ExitStack) -> None:
+    # ---- the attachment ------------------------------------------------------------------------------------------
+    @property
+    def branches(self) -> list[Branch]:
+        """The branches; none while nothing is attached."""
+        return self._branches.branches if self.is_attached else []
+
+    @property
+    def _branches(self) -> Branches:
+        parts: Branches = self._parts
+        return parts
+
+    def _attach(self, module: L.LightningModule, undo: ExitStack) -> Branches:
         """Find and check every layer, then make the branches."""
         layers = _measure(module, find_layers(module, self.layers))
         for layer in layers:
@@ -126,39 +150,37 @@ class BranchCallback(SymmetryCallback):
         container = HiddenParameters()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derived_generator(type(self).__name__, self.seed).initial_seed() % 2**31)
-            self.branches = [Branch(layer, make_branch(layer, self.branch, self.init_scale)) for layer in layers]
-            for b in self.branches:
+            branches = [Branch(layer, make_branch(layer, self.branch, self.init_scale)) for layer in layers]
+            for b in branches:
                 like = next(b.layer.module.parameters(), next(module.parameters()))
                 b.network.to(device=like.device, dtype=like.dtype if like.dtype.is_floating_point else None)
                 b.theta = b.theta.to(like.device, element_dtype(like.device))
                 container[container_key(b.layer)] = b.network
-            self.add_modules(container)
+            extra = self.add_modules(branches, container)
         owner = _common_owner(module, [layer.name for layer in layers])
         place = f"{CONTAINER}_{self.name}"
         if hasattr(owner, place):
             raise RuntimeError(
-                f"the branches of a strategy named {self.name!r} hang there already: name the second one otherwise"
+                f"a strategy named {self.name!r} has branches there already: give the second one another name"
             )
         setattr(owner, place, container)
-        self._container, self._broken_off = container, {}
-        undo.callback(self._forget, owner, place)
-        if self._loaded is not None:
-            container.load_own_state(self._loaded)
+        undo.callback(delattr, owner, place)
+        undo.callback(self._switch_off, branches)
         undo.callback(clip_apart(module, container.parameters()))
-        for b in self.branches:
+        for b in branches:
             undo.callback(attach_branch(b))
         undo.callback(
             wrap_training_step(module, StepHooks(ready=self._ready, after=self._after(module), done=self._done))
         )
+        return Branches(branches, container, extra)
 
-    def _forget(self, owner: nn.Module, place: str) -> None:
-        delattr(owner, place)
-        for b in self.branches:
+    def _switch_off(self, branches: list[Branch]) -> None:
+        """Leave the layers alone, and warn of those that never ran."""
+        for b in branches:
             b.active = False
-        never = [b.layer.name for b in self.branches if not b.ever_ran]
-        if never and any(b.ever_ran for b in self.branches):
+        never = [b.layer.name for b in branches if not b.ever_ran]
+        if 0 < len(never) < len(branches):
             rank_zero_warn(f"{type(self).__name__}: these layers never ran while training: {never}")
-        self._container, self._loaded = None, None
 
     def _ready(self, batch: Any) -> None:
         for b in self.branches:
@@ -215,8 +237,7 @@ class BranchCallback(SymmetryCallback):
         """Check what only the optimizers can tell."""
         super().on_fit_start(trainer, pl_module)
         held = {id(p) for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"]}
-        assert self._container is not None
-        if any(id(p) not in held for p in self._container.parameters()):
+        if any(id(p) not in held for p in self._branches.container.parameters()):
             raise RuntimeError(
                 f"{type(self).__name__}: no optimizer holds the branches of {[b.layer.name for b in self.branches]}: "
                 "give the optimizer "
@@ -227,9 +248,11 @@ class BranchCallback(SymmetryCallback):
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Project, unless the relaxed network is to be validated."""
-        self._sums, self._validated = {}, 0
+        if self._attachment is None:
+            return
+        self._branches.sums, self._branches.validated = {}, 0
         if self.evaluate != "relaxed":
-            self._evaluation_undo.enter_context(self.projected())
+            self._attachment.evaluation_undo.enter_context(self.projected())
 
     def on_validation_batch_end(
         self,
@@ -241,7 +264,7 @@ class BranchCallback(SymmetryCallback):
         dataloader_idx: int = 0,
     ) -> None:
         """With "both": what the step logs projected and relaxed, and how equivariant the relaxed network is."""
-        if self.evaluate != "both" or trainer.sanity_checking:
+        if self.evaluate != "both" or trainer.sanity_checking or not self.is_attached:
             return
         with trainer.precision_plugin.forward_context(), recording_paused(), self.projected(), ExitStack() as undo:
             projected = dry_validation_step(pl_module, batch, batch_idx, dataloader_idx)
@@ -257,33 +280,35 @@ class BranchCallback(SymmetryCallback):
                 self.metric.to(pl_module.device)
                 for call in recorder.stop():
                     self.metric.update(network, *call.args, **call.kwargs)
+        sums = self._branches.sums
         for key, value in relaxed.items():
             gap = value - projected[key]
             for name, part in ((f"relaxed/{key}", value), (f"projection_gap/{key}", gap)):
-                self._sums[name] = self._sums.get(name, torch.zeros_like(part)) + part
-        self._validated += 1
+                sums[name] = sums.get(name, torch.zeros_like(part)) + part
+        self._branches.validated += 1
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Log the means over batches."""
-        values: dict[str, Any] = {name: total / self._validated for name, total in self._sums.items()}
-        if self.metric is not None and self._validated:
+        if not self.is_attached or not self._branches.validated:
+            return
+        values: dict[str, Any] = {name: s / self._branches.validated for name, s in self._branches.sums.items()}
+        if self.metric is not None:
             values["relaxed/equivariance_error"] = self.metric.compute()
             self.metric.reset()
         pl_module.log_dict({f"{self.name}/{name}": value for name, value in values.items()}, sync_dist=True)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Relax again."""
-        self._evaluation_undo.close()
+        if self._attachment is not None:
+            self._attachment.evaluation_undo.close()
 
     def own_state(self) -> dict[str, Any]:
         """The branches' weights."""
-        return self._broken_off if self._container is None else {"branches": self._container.own_state()}
+        return {"branches": self._branches.container.own_state()}
 
     def load_own_state(self, state: dict[str, Any]) -> None:
-        """Branches from a checkpoint; kept for the attachment if that comes later."""
-        self._loaded = state["branches"]
-        if self._container is not None:
-            self._container.load_own_state(self._loaded)
+        """The branches' weights."""
+        self._branches.container.load_own_state(state["branches"])
 
 
 def _measure(module: L.LightningModule, layers: list[Layer]) -> list[Layer]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-import weakref
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,23 +13,43 @@ import lightning as L
 import torch
 from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 from lightning_utilities.core.rank_zero import rank_zero_info
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_equiv._checks import check_number
 from lightning_equiv.groups.group import Group
-from lightning_equiv.layers.branch import normalised
+from lightning_equiv.layers.branch import Branch, normalised
 from lightning_equiv.layers.choose import Layer, Layers
 from lightning_equiv.layers.hidden_parameters import HiddenParameters
-from lightning_equiv.layers.relaxed_layer import RelaxedLayer, replace_layers, without_branches
+from lightning_equiv.layers.relaxed_layer import RelaxedLayer
 from lightning_equiv.representations.representation import Representation
-from lightning_equiv.strategies.branch_callback import BranchCallback, Evaluate, container_key
+from lightning_equiv.strategies.branch_callback import BranchCallback, Branches, Evaluate, container_key
 from lightning_equiv.strategies.recm.critic import LipschitzCritic, draw_elements, target_size
+from lightning_equiv.strategies.recm.kept_layers import KeptLayers, without_branches
 from lightning_equiv.strategies.recm.recurrence import Recurrence, Step
 from lightning_equiv.strategies.recm.report import format_report, layer_report, strict, write
 from lightning_equiv.strategies.remul.callback import Target
 from lightning_equiv.symmetry.symmetry import Symmetry
 from lightning_equiv.symmetry.tree import describe, lookup
 from lightning_equiv.wiring.override import override
+
+
+@dataclass(eq=False)
+class Recurrent:
+    """What RECM keeps beside its branches.
+
+    Attributes:
+        recurrences: the state of every layer by its name.
+        gain: b of this optimizer step.
+        step: optimizer step whose violations the states take up next.
+        total_steps: of the run.
+        now: what the layers share in the training step that is running.
+    """
+
+    recurrences: dict[str, Recurrence]
+    gain: float
+    step: int = 0
+    total_steps: int = 0
+    now: Step | None = None
 
 
 class RECM(BranchCallback):
@@ -95,6 +115,8 @@ class RECM(BranchCallback):
           pages={98322--98341}, year={2026}, note={arXiv:2602.02853}}
     """
 
+    continues = True
+
     def __init__(
         self,
         symmetry: Symmetry | Group | str,
@@ -154,13 +176,7 @@ class RECM(BranchCallback):
         moved = self.target_representation
         self.target_size = None if moved is None else target_size(moved, self.group)
         self.report: list[dict[str, Any]] = []
-        self._gain, self._step, self._total_steps = gain, 0, 0
-        self.recurrences: dict[str, Recurrence] = {}
-        self._loaded_states: dict[str, Any] | None = None
-        self._now: Step | None = None
-        self._saved: dict[str, Any] | None = None  # the state when training ended
-        self._put_back: Callable[[], None] | None = None
-        self._finished: weakref.ref[nn.Module] | None = None  # the module of that training
+        self._kept = KeptLayers()
 
     def _declared(self) -> Representation | None:
         """How the group moves the target."""
@@ -195,43 +211,51 @@ class RECM(BranchCallback):
                 )
             representation.check_group(self.group)
 
-    def add_modules(self, container: HiddenParameters) -> None:
+    def add_modules(self, branches: list[Branch], container: HiddenParameters) -> Recurrent:
         """Normalise the branches; u, w and a state for each."""
-        self.recurrences = {}
-        for b in self.branches:
+        recurrences = {}
+        for b in branches:
             b.network = container[container_key(b.layer)] = normalised(b.network)
             dim = math.prod(b.layer.in_features or ()) + (self.target_size or math.prod(b.layer.out_features or ()))
             critic = LipschitzCritic(dim, self.critic_width, self.state_dim).to(b.theta.device)
             container[f"{container_key(b.layer)}-critic"] = critic
-            self.recurrences[b.layer.name] = Recurrence(
+            recurrences[b.layer.name] = recurrence = Recurrence(
                 b, critic, self.target_representation, self.max_rows, self.start == "relaxed"
             )
-            b.level = self._make_level(self.recurrences[b.layer.name])
+            b.level = self._make_level(recurrence)
             b.active = True
+        return Recurrent(recurrences, self.gain)
 
-    def _attach(self, module: L.LightningModule, undo: ExitStack) -> None:
-        super()._attach(module, undo)
-        self._load_states(self._loaded_states or {})
+    @property
+    def _recurrent(self) -> Recurrent:
+        recurrent: Recurrent = self._branches.extra
+        return recurrent
 
-    def _load_states(self, states: Mapping[str, Any]) -> None:
-        for name, state in states.items():
-            self.recurrences[name].load(state)
-        self._loaded_states = None
-        self.commit()
+    @property
+    def recurrences(self) -> dict[str, Recurrence]:
+        """The state of every layer by its name; none while nothing is attached."""
+        return self._recurrent.recurrences if self.is_attached else {}
+
+    def _attach(self, module: L.LightningModule, undo: ExitStack) -> Branches:
+        parts = super()._attach(module, undo)
+        for recurrence in parts.extra.recurrences.values():
+            recurrence.commit(self.gain)  # theta of the first state
+        return parts
 
     def set_progress(self, step: int, total: int) -> None:
         """The gain of an optimizer step; the states take up what was seen since the last."""
-        if step != self._step:
+        recurrent = self._recurrent
+        if step != recurrent.step:
             self.commit()
-        self._step, self._total_steps = step, total
+        recurrent.step, recurrent.total_steps = step, total
         for b in self.branches:
             b.active = True
-        self._gain = self.gain * min(1.0, max(0.0, 2 * (1 - step / total)))
+        recurrent.gain = self.gain * min(1.0, max(0.0, 2 * (1 - step / total)))
 
     def commit(self) -> None:
         """H <- (1 - b) h + b s, once for every optimizer step."""
-        for recurrence in self.recurrences.values():
-            recurrence.commit(self._gain)
+        for recurrence in self._recurrent.recurrences.values():
+            recurrence.commit(self._recurrent.gain)
 
     def penalty(self, module: L.LightningModule) -> Tensor:
         """Nothing joins the loss; theta and the violation of every layer are logged."""
@@ -244,14 +268,14 @@ class RECM(BranchCallback):
 
     # ---- a training step -----------------------------------------------------------------------------------------
     def _ready(self, batch: Any) -> None:
-        device, samples = self.branches[0].theta.device, self.num_samples
-        elements = draw_elements(self.group, samples, self.max_rows, self.generator, device)
-        self._now = Step(self._gain, None if self.target is None else self._target(batch), elements)
+        recurrent, device = self._recurrent, self.branches[0].theta.device
+        elements = draw_elements(self.group, self.num_samples, self.max_rows, self.generator, device)
+        recurrent.now = Step(recurrent.gain, None if self.target is None else self._target(batch), elements)
         super()._ready(batch)
 
     def _done(self) -> None:
         super()._done()
-        self._now = None
+        self._recurrent.now = None
 
     def _target(self, batch: Any) -> Tensor:
         assert self.target is not None
@@ -262,9 +286,10 @@ class RECM(BranchCallback):
 
     def _make_level(self, recurrence: Recurrence) -> Callable[[Tensor, Tensor], Tensor]:
         def level(x: Tensor, f_x: Tensor) -> Tensor:
-            assert self._now is not None
+            now = self._recurrent.now
+            assert now is not None
             with torch.autocast(x.device.type, enabled=False):
-                return recurrence.level(self._now, x, f_x)
+                return recurrence.level(now, x, f_x)
 
         disabled: Callable[[Tensor, Tensor], Tensor] = torch.compiler.disable(level)  # a break in a compiled graph
         return disabled
@@ -283,31 +308,31 @@ class RECM(BranchCallback):
 
         def on_load_checkpoint(checkpoint: dict[str, Any]) -> None:
             before(checkpoint)
-            checkpoint["state_dict"] = without_branches(checkpoint["state_dict"])  # if saved after a fit
+            state = checkpoint.get("callbacks", {}).get(self.state_key) or {}
+            checkpoint["state_dict"] = without_branches(checkpoint["state_dict"], state.get("kept", []))
             if stage != "fit":
                 self.restore_module(pl_module)
                 self.detach()
-                state = checkpoint.get("callbacks", {}).get(self.state_key)
                 if state:
                     self.load_state_dict(state)
                     self.attach(pl_module)
                     self._project()
 
-        self._evaluation_undo.callback(override(pl_module, "on_load_checkpoint", on_load_checkpoint))
+        self._stage_undo.callback(override(pl_module, "on_load_checkpoint", on_load_checkpoint))
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """The states move once an optimizer step, before anything is validated or saved."""
-        if trainer.global_step != self._step:
+        if trainer.global_step != self._recurrent.step:
             self.commit()
-            self._step = trainer.global_step
+            self._recurrent.step = trainer.global_step
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Project, or leave the branches that count."""
+        """Project, or leave the branches that are above the threshold."""
         super().on_validation_start(trainer, pl_module)
-        if self.evaluate == "relaxed":
-            self._evaluation_undo.enter_context(self.projected())
+        if self.evaluate == "relaxed" and self._attachment is not None:
+            self._attachment.evaluation_undo.enter_context(self.projected())
             self._project()
 
     def _project(self) -> None:
@@ -315,48 +340,39 @@ class RECM(BranchCallback):
             b.active = not strict(b, self.threshold)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """The report on every layer."""
+        """Report on every layer."""
+        super().on_train_end(trainer, pl_module)
         self._conclude()
         if trainer.loggers and trainer.log_dir is not None:
             write(Path(trainer.log_dir) / f"{self.name}_report.json", self.report)
 
     def _conclude(self) -> None:
         self.report = layer_report(self.branches, self.threshold)
-        rank_zero_info(format_report(type(self).__name__, self.report, self.gain, self._total_steps))
-        self._saved = self.own_state()
+        rank_zero_info(format_report(type(self).__name__, self.report, self.gain, self._recurrent.total_steps))
 
     def finish(self, module: L.LightningModule) -> None:
         """The report after a training without a Trainer; what is above the threshold stays as modules."""
         self.commit()
         self._conclude()
-        self.detach()
-        self._finalize(module)
+        self._detach_and_finalize(module)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Detach; what is left of a training that came to its end stays as modules."""
-        finished = self._undo is not None and (stage != "fit" or self._saved is not None)
-        if finished:
-            self._saved = self.own_state()
-        super().teardown(trainer, pl_module, stage)
-        if finished:
-            self._finalize(pl_module)
+        if self._attachment is not None and (stage != "fit" or self._attachment.ended):
+            self._detach_and_finalize(pl_module)
+        else:
+            super().teardown(trainer, pl_module, stage)
 
-    def _finalize(self, module: L.LightningModule) -> None:
-        self._finished = weakref.ref(module)
-        kept = [b for b in self.branches if not strict(b, self.threshold)]
-        if self.finalize == "keep" and kept:
-            self._put_back = replace_layers(module, kept)
+    def _detach_and_finalize(self, module: L.LightningModule) -> None:
+        """The user's module again, then what is above the threshold as modules in it."""
+        kept = [b for b in self.branches if not strict(b, self.threshold)] if self.finalize == "keep" else []
+        self._detach_and_keep_state(module)
+        self._kept.put(module, kept)
+        self._state["kept"] = self._kept.names
 
     def restore_module(self, module: L.LightningModule) -> None:
-        """The module's own layers again, and the state of its training that ended; another module begins anew."""
-        put_back, saved = self._put_back, self._saved
-        self._put_back, self._saved = None, None
-        if self._finished is None or self._finished() is not module:
-            return
-        if put_back is not None:
-            put_back()
-        if saved is not None:
-            self.load_own_state(saved)
+        """The module's own layers again, where an earlier training left relaxed ones."""
+        self._kept.restore(module)
 
     def restore(self, module: L.LightningModule, checkpoint: Mapping[str, Any]) -> None:
         """Weights and relaxed layers of a checkpoint, without a Trainer.
@@ -375,23 +391,20 @@ class RECM(BranchCallback):
                 f"{sorted(checkpoint.get('callbacks', {}))}"
             )
         self.restore_module(module)
-        module.load_state_dict(without_branches(checkpoint["state_dict"]))
+        module.load_state_dict(without_branches(checkpoint["state_dict"], state.get("kept", [])))
         self.load_state_dict(state)
         self.attach(module)
-        self._saved = self.own_state()
-        self.detach()
-        self._finalize(module)
+        self._detach_and_finalize(module)
 
     def own_state(self) -> dict[str, Any]:
-        """The branches' weights, u, w, and the state of every layer; after a training those of its end."""
-        if self._container is None:
-            return self._saved or self._broken_off
+        """The branches' weights, u, w, the state of every layer, and which layers are relaxed ones in the module."""
         layers = {name: recurrence.state() for name, recurrence in self.recurrences.items()}
-        return {**super().own_state(), "layers": layers, "step": self._step}
+        return {**super().own_state(), "layers": layers, "step": self._recurrent.step, "kept": []}
 
     def load_own_state(self, state: dict[str, Any]) -> None:
-        """Branches, u, w and states from a checkpoint; kept for the attachment if that comes later."""
+        """Branches, u, w and states."""
         super().load_own_state(state)
-        self._loaded_states, self._step = state["layers"], state["step"]
-        if self._container is not None:
-            self._load_states(self._loaded_states)
+        for name, own in state["layers"].items():
+            self.recurrences[name].load(own)
+        self._recurrent.step = state["step"]
+        self.commit()

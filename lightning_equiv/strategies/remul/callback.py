@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import lightning as L
@@ -23,6 +24,19 @@ from lightning_equiv.wiring.network import find_network
 from lightning_equiv.wiring.training_step import StepHooks, wrap_training_step
 
 Target = str | int | Sequence[Hashable] | Callable[[Any], Any]
+
+
+@dataclass
+class Balance:
+    """The weights of the two losses.
+
+    Attributes:
+        weights: (2,) alpha and beta.
+        first_losses: (2,) both losses of the first step, for GradNorm.
+    """
+
+    weights: Tensor
+    first_losses: Tensor | None = None
 
 
 class REMUL(SymmetryCallback):
@@ -75,6 +89,7 @@ class REMUL(SymmetryCallback):
     """
 
     changes_loss = True
+    continues = True
 
     def __init__(
         self,
@@ -108,11 +123,9 @@ class REMUL(SymmetryCallback):
         self.freeze_stochastic, self.last_layer = freeze_stochastic, last_layer
         self.gradnorm_gamma, self.gradnorm_lr = gradnorm_gamma, gradnorm_lr
         self.works_sharded = balance == "constant"  # GradNorm looks at the last weights
-        self._weights = torch.tensor([1.0, float(weight)]) * (1.0 if balance == "constant" else 2 / (1 + weight))
-        self._first_losses: Tensor | None = None
 
-    def _attach(self, module: L.LightningModule, undo: ExitStack) -> None:
-        """Listen to the network and wrap `training_step`."""
+    def _attach(self, module: L.LightningModule, undo: ExitStack) -> Balance:
+        """Record the network's calls and wrap `training_step`."""
         network = find_network(module, self.network)
         shared = self._shared_weights(network) if self.balance == "gradnorm" else None
         recorder = CallRecorder(network)
@@ -126,6 +139,8 @@ class REMUL(SymmetryCallback):
             return self._total(module, network, shared, batch, task_loss, recorder.stop())
 
         undo.callback(wrap_training_step(module, StepHooks(before=before, after=after, skipped=recorder.stop)))
+        scale = 1.0 if self.balance == "constant" else 2 / (1 + self.weight)
+        return Balance(torch.tensor([1.0, float(self.weight)]) * scale)
 
     def _total(
         self,
@@ -152,10 +167,11 @@ class REMUL(SymmetryCallback):
         with frozen_randomness(module) if self.freeze_stochastic else nullcontext():
             losses = [self._equivariance_loss(network, call, batch, generator) for call in calls]
         losses_ = torch.stack([task_loss, torch.stack(losses).mean()])
-        weights = self._weights = self._weights.to(losses_.device)
+        balance: Balance = self._parts
+        weights = balance.weights = balance.weights.to(losses_.device)
         total = (weights.to(losses_.dtype) * losses_).sum()
         if shared is not None:
-            self._balance(losses_, shared)
+            self._gradnorm(balance, losses_, shared)
         values = dict(zip(("task_loss", "equivariance_loss"), losses_.detach().unbind(), strict=True))
         values |= dict(zip(("task_weight", "equivariance_weight"), weights.unbind(), strict=True))
         self.log_values(module, values, batch_size=self._batch_size)
@@ -193,7 +209,7 @@ class REMUL(SymmetryCallback):
                 )
         return labels
 
-    def _balance(self, losses: Tensor, shared: Tensor) -> None:
+    def _gradnorm(self, balance: Balance, losses: Tensor, shared: Tensor) -> None:
         """One step of GradNorm on the weights, for the next batch."""
         gradients = [torch.autograd.grad(loss, shared, retain_graph=True, allow_unused=True)[0] for loss in losses]
         flat = torch.stack([torch.zeros_like(shared) if g is None else g for g in gradients]).flatten(1).float()
@@ -202,12 +218,12 @@ class REMUL(SymmetryCallback):
             torch.distributed.all_reduce(values)
             values = values / torch.distributed.get_world_size()
         gradient_norms, values = values[:, :-1].norm(dim=1), values[:, -1]
-        if self._first_losses is None:
-            self._first_losses = values
-        self._weights = gradnorm_weights(
-            self._weights,
+        if balance.first_losses is None:
+            balance.first_losses = values
+        balance.weights = gradnorm_weights(
+            balance.weights,
             values,
-            self._first_losses.to(values.device),
+            balance.first_losses.to(values.device),
             gradient_norms,
             gamma=self.gradnorm_gamma,
             lr=self.gradnorm_lr,
@@ -233,9 +249,9 @@ class REMUL(SymmetryCallback):
         """GradNorm's weights and first losses; constant weights have no state."""
         if self.balance == "constant":
             return {}
-        return {"weights": self._weights, "first_losses": self._first_losses}
+        return {"weights": self._parts.weights, "first_losses": self._parts.first_losses}
 
     def load_own_state(self, state: dict[str, Any]) -> None:
         """Go on from saved weights."""
         if self.balance == "gradnorm":
-            self._weights, self._first_losses = state["weights"], state["first_losses"]
+            self._parts.weights, self._parts.first_losses = state["weights"], state["first_losses"]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-import weakref
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,6 +39,21 @@ from lightning_equiv.symmetry.symmetry import Symmetry, as_symmetry
 from lightning_equiv.wiring.network import find_network
 from lightning_equiv.wiring.training_batches import training_batches
 from lightning_equiv.wiring.training_step import StepHooks, wrap_training_step
+
+
+@dataclass
+class Taught:
+    """The clone that a student is pulled back to.
+
+    Attributes:
+        clone: its weights by name; none before it is taught.
+        length: |theta_clone|^2.
+        decay: of the pull, 1 .. 0.
+    """
+
+    clone: dict[str, Tensor] = field(default_factory=dict)
+    length: Tensor | None = None
+    decay: float = 1.0
 
 
 class SymmetryCloning(SymmetryCallback):
@@ -103,6 +118,7 @@ class SymmetryCloning(SymmetryCallback):
     """
 
     changes_loss = True
+    continues = True
 
     def __init__(
         self,
@@ -149,13 +165,9 @@ class SymmetryCloning(SymmetryCallback):
         self.cache = None if cache is None else Path(cache)
         self.settings = Settings(steps, batch_size, lr, tolerance, resample, match, seed)
         self.report: dict[str, float] = {}
-        self._clone: dict[str, Tensor] = {}
-        self._length: Tensor | None = None  # |theta_clone|^2
-        self._decay = 1.0
-        self._cloned: weakref.ref[nn.Module] | None = None  # the student of the last fit
 
     # ---- the hold ------------------------------------------------------------------------------------------------
-    def _attach(self, module: L.LightningModule, undo: ExitStack) -> None:
+    def _attach(self, module: L.LightningModule, undo: ExitStack) -> Taught:
         """Find the student, freeze it where it shall stay as it is, and pull it back to the clone."""
         student = find_network(module, self.network)
         if not any(True for _ in student.parameters()):
@@ -176,29 +188,39 @@ class SymmetryCloning(SymmetryCallback):
                     f"mode='retain' freezes network={self.network!r}, and nothing else of {type(module).__name__} "
                     "trains: say a weight to keep it near the clone instead, mode='break', or the part that was cloned"
                 )
-        undo.callback(wrap_training_step(module, StepHooks(after=self._after(module, student))))
+        taught = Taught()
+        undo.callback(wrap_training_step(module, StepHooks(after=self._after(module, student, taught))))
+        return taught
 
     def set_progress(self, step: int, total: int) -> None:
         if self.needs_end:
-            self._decay = max(0.0, 1 - step / total)
+            self._taught.decay = max(0.0, 1 - step / total)
 
-    def _after(self, module: L.LightningModule, student: nn.Module) -> Callable[[Any, Tensor], Tensor]:
+    def _after(self, module: L.LightningModule, student: nn.Module, taught: Taught) -> Callable[[Any, Tensor], Tensor]:
         parameters = own_parameters(student)
 
         def after(batch: Any, loss: Tensor) -> Tensor:
-            if not self._clone:
+            if not taught.clone:
                 return loss
-            if self._length is None:  # a clone from a checkpoint, perhaps in another place
-                self._clone = {n: t.to(parameters[n]) for n, t in self._clone.items()}
-                self._length = torch.stack([t.square().sum() for t in self._clone.values()]).sum()
-            weight = self.weight * self._decay
+            if taught.length is None:  # a clone from a checkpoint, perhaps in another place
+                taught.clone = {n: t.to(parameters[n]) for n, t in taught.clone.items()}
+                taught.length = torch.stack([t.square().sum() for t in taught.clone.values()]).sum()
+            weight = self.weight * taught.decay
             with torch.set_grad_enabled(torch.is_grad_enabled() and weight > 0):
-                squares = torch.stack([(p - self._clone[n]).square().sum() for n, p in parameters.items()]).sum()
-            values = {**self.report, "drift": (squares.detach() / self._length).sqrt()}
+                squares = torch.stack([(p - taught.clone[n]).square().sum() for n, p in parameters.items()]).sum()
+            values = {**self.report, "drift": (squares.detach() / taught.length).sqrt()}
             self.log_values(module, {k: values[k] for k in values if k != "steps"}, batch_size=1)
             return loss + weight / 2 * squares if weight else loss
 
         return after
+
+    @property
+    def _taught(self) -> Taught:
+        taught: Taught = self._parts
+        return taught
+
+    def _state_owner(self, module: L.LightningModule) -> nn.Module:
+        return find_network(module, self.network)
 
     # ---- phase one -----------------------------------------------------------------------------------------------
     @branches_off()
@@ -268,10 +290,10 @@ class SymmetryCloning(SymmetryCallback):
         rank_zero_info(f"{type(self).__name__}: cloned in {result.steps} steps, {self.report}")
         if self.cache is not None:
             self.cache.parent.mkdir(parents=True, exist_ok=True)
-            torch.save({"fingerprint": key, **self._taught(student)}, self.cache)
+            torch.save({"fingerprint": key, **self._as_saved(student)}, self.cache)
 
     def _remember(self, taught: Mapping[str, Tensor]) -> None:
-        self._clone, self._length = {name: p.detach().clone() for name, p in taught.items()}, None
+        self._taught.clone, self._taught.length = {name: p.detach().clone() for name, p in taught.items()}, None
 
     def _drawing(self, batches: Callable[[], Any] | None) -> Callable[[int], Args]:
         if isinstance(self.inputs, dict | tuple):
@@ -323,7 +345,7 @@ class SymmetryCloning(SymmetryCallback):
             )
         self._take(saved, student)
 
-    def _taught(self, student: nn.Module) -> dict[str, Any]:
+    def _as_saved(self, student: nn.Module) -> dict[str, Any]:
         """The student with its buffers, for the cache and the other processes."""
         return {"student": on_cpu(student.state_dict()), "report": self.report}
 
@@ -346,9 +368,7 @@ class SymmetryCloning(SymmetryCallback):
         student = find_network(pl_module, self.network)
         parameters = own_parameters(student)
         self._check_alone(trainer, pl_module, parameters)
-        again = self._cloned is not None and self._cloned() is student
-        if self._clone and (again or trainer.ckpt_path is not None):  # go on from the student as it is
-            self._cloned = weakref.ref(student)
+        if self._taught.clone:  # by an earlier fit, or the run that is resumed: go on from the student as it is
             return
         failed: Exception | None = None
         state: dict[str, Any] | None = None
@@ -356,7 +376,7 @@ class SymmetryCloning(SymmetryCallback):
             try:
                 shown = getattr(trainer.progress_bar_callback, "is_enabled", False)
                 self.teach(pl_module, lambda: training_batches(trainer, pl_module), progress=shown)
-                state = self._taught(student)
+                state = self._as_saved(student)
             except Exception as error:
                 failed = error
         if trainer.world_size > 1:
@@ -367,7 +387,6 @@ class SymmetryCloning(SymmetryCallback):
             raise failed
         if state is None:
             raise RuntimeError(f"{type(self).__name__}: cloning failed on the first process")
-        self._cloned = weakref.ref(student)
 
     def _check_alone(self, trainer: L.Trainer, module: L.LightningModule, taught: dict[str, nn.Parameter]) -> None:
         callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
@@ -382,8 +401,10 @@ class SymmetryCloning(SymmetryCallback):
 
     def own_state(self) -> dict[str, Any]:
         """The clone, and what it reached."""
-        return {"clone": on_cpu(self._clone), "report": self.report} if self._clone else {}
+        clone = self._taught.clone
+        return {"clone": on_cpu(clone), "report": self.report} if clone else {}
 
     def load_own_state(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint: the student in it has been taught."""
-        self._clone, self.report, self._length = dict(state["clone"]), dict(state["report"]), None
+        """Go on: the student has been taught."""
+        self._taught.clone, self._taught.length = dict(state["clone"]), None
+        self.report = dict(state["report"])
