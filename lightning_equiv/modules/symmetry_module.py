@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal
+from contextlib import suppress
+from types import FrameType
+from typing import Any, Literal, cast
 
 import torch
+from lightning.pytorch.utilities.parsing import collect_init_args
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
@@ -16,7 +20,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from torchmetrics.regression import MeanAbsoluteError
 
 from lightning_equiv._checks import check_number
-from lightning_equiv.modules.hyperparameters import RemembersArguments, factory, is_note, save_arguments
+from lightning_equiv.modules.primitives import as_primitive
 from lightning_equiv.modules.symmetry_mixin import SymmetryMixin
 from lightning_equiv.strategies.base import SymmetryCallback
 from lightning_equiv.symmetry.symmetry import Symmetry, as_symmetry
@@ -33,20 +37,21 @@ LOSSES: dict[str, Loss] = {
     "binary_cross_entropy": nn.functional.binary_cross_entropy_with_logits,
 }
 
+_OBJECTS = "lightning_equiv_objects"  # in a checkpoint: names of the arguments that it does not hold
 
-class SymmetryModule(RemembersArguments, SymmetryMixin):
+
+class SymmetryModule(SymmetryMixin):
     """Supervised learning of any network, with its symmetry and its strategies.
 
         min over the network f    mean loss( f(x), y )
 
-    The network is called with everything of a batch but the target: positional arguments from a tuple (x, .., y),
+    The network is called with everything of a batch but the target: positional arguments from a tuple (x, ..., y),
     keyword arguments from a dict, the graph itself from a PyG batch. Logs `train_loss`, `val_loss`, `test_loss`, the
     metrics as `val_NAME` and `test_NAME`, and what the strategies and the monitor of the symmetry log.
 
-    Hyper-parameters are in `hparams` and in every checkpoint as primitives. `load_from_checkpoint(path)` builds a
-    module again that was made by the command line; one that was made in Python wants the objects again that no
-    checkpoint holds, `load_from_checkpoint(path, net=Net())`, and says so. A subclass whose constructor takes numbers
-    and strings needs nothing.
+    Arguments that are numbers, strings, containers of these or a symmetry are in `hparams` and in every checkpoint, as
+    primitives; objects are not, and `load_from_checkpoint(path, net=Net())` is called with them again. A subclass whose
+    constructor takes numbers and strings, and a module made by the command line, load with `path` alone.
 
     Args:
         net: the network f.
@@ -58,14 +63,15 @@ class SymmetryModule(RemembersArguments, SymmetryMixin):
         symmetry: how a group element moves what goes into and comes out of `net`; brings a monitor.
         strategies: for training; their `network` is "net".
         metrics: by name, for validation and test; each with one value.
-        optimizer: parameters -> optimizer: a class of `torch.optim`, a `functools.partial` of one, or
-            {"class_path": "torch.optim.AdamW", "init_args": {"weight_decay": 0.1}}.
+        optimizer: parameters -> optimizer: a class of `torch.optim` or a `functools.partial` of one.
         lr: learning rate of all parameters, and what `Tuner.lr_find` sets; None is the optimizer's own.
-        scheduler: optimizer -> learning-rate scheduler, in the same forms.
+        scheduler: optimizer -> learning-rate scheduler.
         interval: whether the scheduler counts epochs or optimizer steps.
 
     Raises:
-        ValueError: an unknown loss; a batch without the target; an object that was not given again.
+        TypeError: an argument of the wrong type.
+        ValueError: an unknown loss; a batch without the target; an object that `load_from_checkpoint` was called
+            without.
 
     Examples:
         >>> from lightning_equiv import REMUL
@@ -79,7 +85,6 @@ class SymmetryModule(RemembersArguments, SymmetryMixin):
     """
 
     symmetry_network = "net"
-    may_be_lost = ("strategies",)
 
     def __init__(
         self,
@@ -97,7 +102,7 @@ class SymmetryModule(RemembersArguments, SymmetryMixin):
         interval: Literal["epoch", "step"] = "epoch",
     ) -> None:
         super().__init__()
-        save_arguments(self, classes=("optimizer", "scheduler"))
+        self._save_arguments()
         if not isinstance(net, nn.Module):
             raise TypeError(f"expected net to be a network, an nn.Module, got {net!r}")
         if not callable(loss) and not (isinstance(loss, str) and loss in LOSSES):
@@ -105,65 +110,97 @@ class SymmetryModule(RemembersArguments, SymmetryMixin):
         check_number("lr", lr, least=0, optional=True)
         if interval not in ("epoch", "step"):
             raise ValueError(f"expected interval to be 'epoch' or 'step', got {interval!r}")
-        if metrics is not None and (not isinstance(metrics, Mapping) or "loss" in metrics):
-            raise ValueError(f"expected metrics by name, {{'mae': ..}}, other names than 'loss', got {metrics!r}")
-        if not isinstance(strategies, Sequence) or not all(
-            isinstance(s, SymmetryCallback) or is_note(s) for s in strategies
-        ):
+        named = isinstance(metrics, Mapping) and all(isinstance(m, Metric | MetricCollection) for m in metrics.values())
+        if metrics is not None and (not named or "loss" in metrics):
+            raise ValueError(f"expected metrics by name, {{'mae': ...}}, other names than 'loss', got {metrics!r}")
+        if not isinstance(strategies, Sequence) or not all(isinstance(s, SymmetryCallback) for s in strategies):
             raise TypeError(f"expected strategies to be a list of strategies, got {strategies!r}")
-        if lost := [strategy for strategy in strategies if is_note(strategy)]:
-            rank_zero_warn(f"strategies are not in a checkpoint: give {lost} again to train on with them")
+        if not callable(optimizer):
+            raise TypeError(f"expected optimizer to be a callable (parameters) -> optimizer, got {optimizer!r}")
+        if scheduler is not None and not callable(scheduler):
+            raise TypeError(f"expected scheduler to be a callable (optimizer) -> scheduler or None, got {scheduler!r}")
         self.net, self.target, self.lr = net, target, None if lr is None else float(lr)
         self.inputs = [inputs] if isinstance(inputs, str | int) else inputs
         self.loss: Loss = LOSSES[loss] if isinstance(loss, str) else loss
         self.symmetry = None if symmetry is None else as_symmetry(symmetry)
-        self.strategies = [strategy for strategy in strategies if isinstance(strategy, SymmetryCallback)]
-        self.optimizer: Callable[[Iterable[Any]], Optimizer] = factory("optimizer", optimizer, Optimizer)
-        self.scheduler: Callable[[Optimizer], LRScheduler] | None = factory("scheduler", scheduler, LRScheduler)
-        self.interval = interval
+        self.strategies = list(strategies)
+        self.optimizer, self.scheduler, self.interval = optimizer, scheduler, interval
         self.metrics: dict[str, Metric | MetricCollection] = dict(
             self.default_metrics() if metrics is None else metrics
         )
         self._measured: dict[str, MetricCollection] = {}  # by stage and loader, during an evaluation
 
+    # ---- checkpoints ---------------------------------------------------------------------------------------------
+    def _save_arguments(self) -> None:
+        """`save_hyperparameters` for a constructor that takes objects, too; to be called in it."""
+        frame = cast(FrameType, inspect.currentframe())
+        *_, passed = collect_init_args(frame, [], classes=(type(self),))  # to the class itself, not to its bases
+        # Lightning would add the arguments of the bases, and of a module that makes this one in its constructor
+        names = {name for call in collect_init_args(frame, []) for name in call}
+        parameters = inspect.signature(type(self).__init__).parameters
+        self._passed = [n for n, value in passed.items() if n not in parameters or value is not parameters[n].default]
+        self._objects: list[str] = []
+        self.save_hyperparameters(ignore=list(names))
+        if self.hparams:  # from a configuration file, which says how the objects are made, too
+            self.save_hyperparameters()
+            return
+        kept = {}
+        for name, value in passed.items():
+            with suppress(TypeError, ValueError):
+                kept[name] = as_primitive(value)
+        self._objects = [name for name in self._passed if name not in kept]
+        self.save_hyperparameters(kept, ignore=list(names - kept.keys()))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note which arguments the checkpoint does not hold."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint[_OBJECTS] = self._objects
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """ValueError for an object that `load_from_checkpoint` was called without; a warning for strategies."""
+        super().on_load_checkpoint(checkpoint)
+        missing = [name for name in checkpoint.get(_OBJECTS, ()) if name not in self._passed]
+        if not missing or self._trainer is not None:  # a Trainer resumes with the module that it is given
+            return
+        again = ", ".join(f"{name}=..." for name in missing)
+        message = f"no checkpoint holds objects: write {type(self).__name__}.load_from_checkpoint(path, {again})"
+        if missing != ["strategies"]:
+            raise ValueError(f"expected {', '.join(missing)} to be given again, for {message}")
+        rank_zero_warn(f"the module is loaded without its strategies, for {message} to train on with them")
+
+    # ---- to override ---------------------------------------------------------------------------------------------
     def default_metrics(self) -> Mapping[str, Metric]:
-        """What is measured where nothing is said."""
+        """The metrics where no `metrics` are given."""
         return {}
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.net(*args, **kwargs)
-
-    # ---- one batch -----------------------------------------------------------------------------------------------
     def arguments(self, batch: Tree) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """(args, kwargs) of the network, from a batch with or without target; to override for batches of any form."""
+        """(args, kwargs) of the network, from a batch with or without target; override it for other batches."""
         if isinstance(self.inputs, Mapping):
             return (), {name: lookup(batch, key, "inputs") for name, key in self.inputs.items()}
         if self.inputs is not None:
             return tuple(lookup(batch, key, "inputs") for key in self.inputs), {}
+        # where the target, or what holds it, is in the batch
+        place = self.target.split(".")[0] if isinstance(self.target, str) else self.target
+        place = place if isinstance(place, str | int) else place[0]
         if isinstance(batch, Mapping):
-            left_out = self.target if self.target in batch else self._place()
+            left_out = self.target if self.target in batch else place
             return (), {name: value for name, value in batch.items() if name != left_out}
         if isinstance(batch, tuple | list):
-            n, place = len(batch), self._place()
-            held = n > 1 and isinstance(place, int) and -n <= place < n
-            return tuple(value for i, value in enumerate(batch) if not (held and place in (i, i - n))), {}
+            n = len(batch)
+            if n == 1 or not isinstance(place, int) or not -n <= place < n:  # it has no target
+                return tuple(batch), {}
+            return tuple(value for i, value in enumerate(batch) if i != place % n), {}
         if isinstance(batch, Tensor) or is_graph(batch):
             return (batch,), {}
         raise ValueError(
-            f"expected a batch that is a tuple, a dict, a tensor or a graph, got {describe(batch)}: say inputs=[...], "
-            f"keys of the network's arguments in it, or override `{type(self).__name__}.arguments`"
+            f"expected a batch that is a tuple, a dict, a tensor or a graph, got {describe(batch)}: give "
+            f"inputs=[...], keys of the network's arguments in it, or override `{type(self).__name__}.arguments`"
         )
 
-    def _place(self) -> str | int:
-        """Where in a batch the target is, or what holds it."""
-        if isinstance(self.target, str):
-            return self.target.split(".")[0]
-        return self.target if isinstance(self.target, int) else self.target[0]
-
     def labels(self, batch: Tree) -> Tree:
-        """The target y of a batch; to override for batches of any form."""
-        listed = isinstance(batch, tuple | list) and len(batch) > 1
-        if listed and isinstance(self.target, int) and -len(batch) <= self.target < 0:
+        """The target y of a batch; override it for other batches."""
+        n = len(batch) if isinstance(batch, tuple | list) else 0
+        if n > 1 and isinstance(self.target, int) and -n <= self.target < 0:
             return batch[self.target]
         if self.target == -1:
             raise ValueError(f"expected `target` to say where the label is, got a batch that is {describe(batch)}")
@@ -174,8 +211,12 @@ class SymmetryModule(RemembersArguments, SymmetryMixin):
         if self.loss in LOSSES.values() and not (isinstance(prediction, Tensor) and isinstance(target, Tensor)):
             raise ValueError(
                 f"expected a tensor from the network and one as target, got {describe(prediction)} and "
-                f"{describe(target)}: give a `loss` (prediction, target) -> scalar, and `metrics` (or none, {{}})"
+                f"{describe(target)}: give a `loss` (prediction, target) -> scalar, and `metrics` (or {{}} for none)"
             )
+
+    # ---- one batch -----------------------------------------------------------------------------------------------
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.net(*args, **kwargs)
 
     def loss_of(self, batch: Tree) -> tuple[Tensor, Tree, Tree]:
         """(loss, prediction, target) of a batch."""
@@ -189,7 +230,7 @@ class SymmetryModule(RemembersArguments, SymmetryMixin):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Logs `train_loss`."""
         loss, _, target = self.loss_of(batch)
-        if self._trainer is not None:  # a loop of one's own logs as it likes
+        if self._trainer is not None:  # without a Trainer nothing is logged
             self.log("train_loss", loss, batch_size=_rows(target))
         return loss
 
@@ -219,11 +260,11 @@ class SymmetryModule(RemembersArguments, SymmetryMixin):
             self.log(name, metric, on_step=False, on_epoch=True, batch_size=rows, metric_attribute=f"{name}_{loader}")
 
     def on_validation_epoch_start(self) -> None:
-        """Begin to measure."""
+        """Forget the last validation."""
         self._measured = {}
 
     def on_test_epoch_start(self) -> None:
-        """Begin to measure."""
+        """Forget the last test."""
         self._measured = {}
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -235,7 +276,7 @@ class SymmetryModule(RemembersArguments, SymmetryMixin):
         if self.scheduler is None:
             return optimizer
         scheduler = self.scheduler(optimizer)
-        monitor = getattr(scheduler, "monitor", "val_loss")  # what a ReduceLROnPlateau looks at
+        monitor = getattr(scheduler, "monitor", "val_loss")  # for ReduceLROnPlateau
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": self.interval, "monitor": monitor},
@@ -247,14 +288,14 @@ class RegressionModule(SymmetryModule):
 
     Args:
         net: the network; its output has the shape of the target.
-        loss: as for `SymmetryModule`.
-        settings: everything else of `SymmetryModule`.
+
+    The other arguments are those of `SymmetryModule`.
 
     Raises:
         ValueError: prediction and target of different shapes, which would be broadcast.
 
     Examples:
-        A model of your own, with its symmetry and its strategy, that `load_from_checkpoint(path)` builds again:
+        A model with its symmetry and its strategy, which `load_from_checkpoint(path)` builds again:
 
         >>> from lightning_equiv import REMUL
         >>> class Forces(RegressionModule):
@@ -265,9 +306,6 @@ class RegressionModule(SymmetryModule):
         >>> Forces(width=16).hparams["width"]
         16
     """
-
-    def __init__(self, net: nn.Module, *, loss: LossName | Loss = "mse", **settings: Any) -> None:
-        super().__init__(net, loss=loss, **settings)
 
     def default_metrics(self) -> Mapping[str, Metric]:
         """The mean absolute error."""
@@ -287,13 +325,13 @@ class ClassificationModule(SymmetryModule):
     """Classification: `SymmetryModule` that measures the accuracy.
 
     Args:
-        net: the network; its output are logits (batch, classes, ..), the target whole numbers (batch, ..).
+        net: the network; its output are logits (batch, classes, ...), the target whole numbers (batch, ...).
         num_classes: number of classes.
         loss: as for `SymmetryModule`.
-        settings: everything else of `SymmetryModule`.
+        settings: the other arguments of `SymmetryModule`.
 
     Raises:
-        ValueError: another number of logits than of classes.
+        ValueError: the number of logits is not that of the classes.
 
     Examples:
         >>> symmetry = Symmetry("C4", inputs="Image()", outputs="Invariant()")
@@ -310,15 +348,15 @@ class ClassificationModule(SymmetryModule):
         super().__init__(net, loss=loss, **settings)
 
     def default_metrics(self) -> Mapping[str, Metric]:
-        """The part of all samples that is classified correctly."""
+        """The fraction of samples that are classified correctly."""
         return {"accuracy": MulticlassAccuracy(self.num_classes, average="micro")}
 
     def check(self, prediction: Tree, target: Tree) -> None:
-        """ValueError for another number of logits than of classes, or targets of another shape."""
+        """ValueError where the shape of the logits or of the target does not fit."""
         super().check(prediction, target)
         if isinstance(prediction, Tensor) and prediction.shape[1:2] != (self.num_classes,):
             raise ValueError(
-                f"expected logits of shape (batch, {self.num_classes}, ..), got {tuple(prediction.shape)}: the "
+                f"expected logits of shape (batch, {self.num_classes}, ...), got {tuple(prediction.shape)}: the "
                 "network's last layer or num_classes is wrong"
             )
         classes = prediction.shape[:1] + prediction.shape[2:]
@@ -330,6 +368,6 @@ class ClassificationModule(SymmetryModule):
 
 
 def _rows(target: Tree) -> int | None:
-    """How many samples a loss is the mean of, for the log."""
+    """Number of samples in a batch, for the log."""
     first = next((t for _, t in tensors(target)), None)
     return len(first) if first is not None and first.ndim else None
