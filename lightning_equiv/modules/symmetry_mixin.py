@@ -1,4 +1,4 @@
-"""SymmetryMixin: a LightningModule that says its symmetry and brings its strategies along."""
+"""SymmetryMixin: a LightningModule that has a symmetry and brings its strategies along."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from lightning_equiv.symmetry.symmetry import Symmetry
 from lightning_equiv.symmetry.tree import Tree
 from lightning_equiv.wiring.network import find_network
 
-_BROUGHT = "_lightning_equiv_brought"  # on a Trainer: the callbacks of the module that it has
+_BROUGHT = "_lightning_equiv_brought"  # on a Trainer: the callbacks that its module brought
 
 
 class SymmetryMixin(L.LightningModule):
-    """To inherit from in place of `LightningModule`: the symmetry and its strategies belong to the model.
+    """A base class in place of `LightningModule`: the symmetry and the strategies belong to the model.
 
     Any Trainer that fits the module gets its strategies, and a monitor of its equivariance error where `symmetry` is
-    set. With manual optimisation, where a strategy cannot add to a loss, `equivariance_loss` is REMUL's term.
+    set. With manual optimisation, where a strategy cannot add to the loss, `equivariance_loss` is REMUL's term.
 
     Attributes:
         symmetry: how a group element moves the inputs and outputs of the network; None brings no monitor.
         symmetry_network: dotted name of that network, "" for the module itself.
-        strategies: what `configure_callbacks` hands to the Trainer.
+        strategies: the callbacks that `configure_callbacks` adds to the Trainer's.
 
     Raises:
-        ValueError: when fit begins, a strategy of the same kind is among the Trainer's callbacks, too, of which
-            Lightning would drop one; or two strategies have one name.
+        ValueError: when fit begins: two strategies have one name, or the Trainer has a callback of the class of a
+            strategy, which Lightning would drop.
 
     Examples:
         >>> from torch import nn
@@ -55,7 +55,7 @@ class SymmetryMixin(L.LightningModule):
     _symmetry_draws: tuple[int, int] = (-1, 0)  # optimizer step, draws in it
 
     def configure_callbacks(self) -> list[L.Callback]:
-        """The strategies, and a monitor unless the Trainer has one; nothing that it has already."""
+        """The strategies, and a monitor unless the Trainer has one; without those that the Trainer already has."""
         keys = [strategy.state_key for strategy in self.strategies]
         if twice := {key for key in keys if keys.count(key) > 1}:
             raise ValueError(
@@ -63,13 +63,12 @@ class SymmetryMixin(L.LightningModule):
             )
         trainer: Any = self._trainer
         own = [*self.strategies, self._symmetry_monitor]
-        theirs: list[L.Callback] = []
-        if trainer is not None:  # what the module that it had before has brought is not its own
-            others = [c for c in getattr(trainer, _BROUGHT, ()) if c not in own]
-            theirs = trainer.callbacks = [c for c in trainer.callbacks if c not in others]
-        kinds = {type(strategy).__name__ for strategy in self.strategies}
-        for callback in theirs:
-            if type(callback).__name__ in kinds and callback not in own:
+        # of another module that the Trainer had before
+        others = [c for c in getattr(trainer, _BROUGHT, ()) if c not in own]
+        present: list[L.Callback] = [c for c in getattr(trainer, "callbacks", ()) if c not in others]
+        kinds = {type(strategy) for strategy in self.strategies}
+        for callback in present:
+            if type(callback) in kinds and callback not in own:
                 raise ValueError(
                     f"a {type(callback).__name__} is in the Trainer's callbacks and in `strategies` of "
                     f"{type(self).__name__}: expected each kind in one of the two places, for Lightning drops one of "
@@ -77,14 +76,16 @@ class SymmetryMixin(L.LightningModule):
                 )
         callbacks = super().configure_callbacks()
         callbacks = [*(callbacks if isinstance(callbacks, Sequence) else [callbacks]), *self.strategies]
-        watched = any(isinstance(c, EquivarianceMonitor) and c is not self._symmetry_monitor for c in theirs)
+        watched = any(isinstance(c, EquivarianceMonitor) and c is not self._symmetry_monitor for c in present)
         if self.symmetry is not None and not watched:
-            if self._symmetry_monitor is None:
-                self._symmetry_monitor = EquivarianceMonitor(self.symmetry, network=self.symmetry_network)
+            self._symmetry_monitor = self._symmetry_monitor or EquivarianceMonitor(
+                self.symmetry, network=self.symmetry_network
+            )
             callbacks.append(self._symmetry_monitor)
         if trainer is not None:
+            trainer.callbacks = present
             setattr(trainer, _BROUGHT, [c for c in callbacks if isinstance(c, SymmetryCallback | EquivarianceMonitor)])
-        return [callback for callback in callbacks if callback not in theirs]
+        return [callback for callback in callbacks if callback not in present]
 
     def equivariance_loss(
         self,
@@ -95,15 +96,15 @@ class SymmetryMixin(L.LightningModule):
         detach_target: bool = False,
         **kwargs: Any,
     ) -> Tensor:
-        """mean_i l( f(g_i x_i), g_i y_i ), or with f(x_i) in place of a label y_i: to add to any loss of yours.
+        """mean_i l( f(g_i x_i), g_i y_i ), to add to any loss; f(x_i) takes the place of y_i where there is no target.
 
-        A draw is a function of the optimizer step and of how many draws the step has made: a resumed run repeats it.
+        The elements g_i depend on the optimizer step and on how many calls it has made: a resumed run draws the same.
 
         Args:
             args: positional arguments of the network, x.
-            target: labels y like the network's output; None anchors on its prediction.
+            target: labels y, of the structure of the network's output; None takes its prediction.
             loss: l.
-            num_samples: group elements for each input.
+            num_samples: group elements drawn per input.
             detach_target: no gradient through g f(x).
             kwargs: keyword arguments of the network.
 
