@@ -4,8 +4,8 @@
     python -m lightning_equiv fit --model.help lightning_equiv.RegressionModule
     python -m lightning_equiv fit --trainer.callbacks.help lightning_equiv.REMUL
 
-It is a `LightningCLI`: `model`, `data` and callbacks are classes by their names, of this library or anybody's, with
-their arguments; `--print_config` prints all of them.
+It is a `LightningCLI`: `model`, `data` and callbacks are classes by their names, of this library or another, with their
+arguments; `--print_config` prints all of them.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ def main(args: list[str] | None = None) -> None:
     """Run the command line.
 
     Args:
-        args: the words after the program's name; None takes those that it was called with.
+        args: the words after the program's name; None takes those that the program was called with.
     """
     try:
-        import jsonargparse  # noqa: F401 (LightningCLI's own message does not name our extra)
+        import jsonargparse  # noqa: F401 (LightningCLI's own message does not name the extra `cli`)
     except ImportError:
         sys.exit("the command line needs jsonargparse: pip install 'lightning_equiv[cli]'")
     from lightning.pytorch.cli import LightningCLI
 
-    import lightning_equiv.datasets  # noqa: F401 (so that its classes are offered by their bare names)
+    import lightning_equiv.datasets  # noqa: F401 (so that its classes are known by their bare names)
 
     class CLI(LightningCLI):
         def instantiate_classes(self) -> None:
@@ -43,7 +43,7 @@ def main(args: list[str] | None = None) -> None:
     CLI(
         args=args,
         parser_kwargs={"prog": "python -m lightning_equiv", "description": DESCRIPTION},
-        save_config_kwargs={"overwrite": True},  # without a logger every run has the same folder
+        save_config_kwargs={"overwrite": True},  # without a logger every run writes into the same folder
     )
 
 

@@ -23,15 +23,15 @@ def check_number(
     Args:
         name: of the setting, for the message.
         value: what was given.
-        least: smallest allowed.
-        above: every allowed number is larger.
-        most: largest allowed.
-        below: every allowed number is smaller.
+        least: value >= least.
+        above: value > above.
+        most: value <= most.
+        below: value < below.
         whole: only whole numbers.
         optional: None is allowed, too.
 
     Raises:
-        TypeError: no number, or no whole one.
+        TypeError: not a number, or not a whole one.
         ValueError: out of bounds.
 
     Examples:
@@ -45,7 +45,7 @@ def check_number(
     number = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
     within = (
         number
-        and (whole or abs(value) <= sys.float_info.max)  # NaN is not
+        and (whole or abs(value) <= sys.float_info.max)  # False for NaN
         and (least is None or value >= least)
         and (above is None or value > above)
         and (most is None or value <= most)

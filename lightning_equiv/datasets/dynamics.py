@@ -1,7 +1,7 @@
 """Particles under gravity and under the Coulomb force: initial states, how they move, and their energy.
 
 Everything is float64. The equations commute with rotations, reflections, translations and permutations (an electric
-field along z excepted), and so do the integrators: turning the initial state turns the result, to rounding.
+field along z excepted), and so do the integrators: rotating the initial state rotates the result, up to rounding.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_equiv.datasets.in_memory import check_at_least
+from lightning_equiv._checks import check_number
 
 STAR_MASS = (1.0, 10.0)  # the bounds of a log-uniform distribution
 PLANET_MASS = (0.01, 0.1)
@@ -21,30 +21,29 @@ VELOCITY_NOISE = 0.01
 SOFTENING = 0.1
 
 # Pair coordinates integrated together: few enough for the processor's cache, and fewer than the 32768 from which torch
-# shares an operation among threads. On busy cores the threads' waiting for one another costs twenty times the work.
+# divides an operation among threads. On busy cores the threads wait for one another twenty times as long as they work.
 _CHUNK = 16384
 
 
 def sample_gravity(
     num_samples: int, *, num_bodies: int = 4, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw stars with planets in the base pose: all in the x-y plane, the star at rest in the origin.
+    """Stars with planets in the base pose: all in the x-y plane, the star at rest in the origin.
 
-    Star masses are log-uniform in [1, 10], planet masses in [0.01, 0.1] (G = 1). The distance r
-    of a planet is uniform in [0.1, 1] (not its density in the annulus), its direction too. It moves at the circular
-    speed sqrt(M / r), either way round, plus N(0, 0.01^2) on both components in the plane. The order of the bodies is
-    random.
+    Star masses are log-uniform in [1, 10], planet masses in [0.01, 0.1] (G = 1). The distance r of a planet is uniform
+    in [0.1, 1] (not its density in the annulus), its direction too. It moves at the circular speed sqrt(M / r), either
+    way round, plus N(0, 0.01^2) on both components in the plane. The order of the bodies is random.
 
     Args:
         num_samples: n >= 1.
         num_bodies: N >= 2, the star included.
-        generator: Source of every random number, on the CPU.
+        generator: whose random numbers, on the CPU.
 
     Returns:
-        Masses ``(n, N)``, positions ``(n, N, 3)``, velocities ``(n, N, 3)``, float64.
+        Masses (n, N), positions (n, N, 3), velocities (n, N, 3), float64.
 
     Raises:
-        ValueError: When ``num_samples < 1`` or ``num_bodies < 2``.
+        ValueError: num_samples < 1 or num_bodies < 2.
 
     Examples:
         >>> import torch
@@ -52,8 +51,8 @@ def sample_gravity(
         >>> masses.shape, x.shape, bool((x[..., 2] == 0).all())
         (torch.Size([5, 4]), torch.Size([5, 4, 3]), True)
     """
-    check_at_least(1, num_samples=num_samples)
-    check_at_least(2, num_bodies=num_bodies)
+    check_number("num_samples", num_samples, least=1, whole=True)
+    check_number("num_bodies", num_bodies, least=2, whole=True)
     shape = (num_samples, num_bodies - 1)
     star = _log_uniform(STAR_MASS, (num_samples, 1), generator)
     masses = torch.cat([star, _log_uniform(PLANET_MASS, shape, generator)], 1)
@@ -81,26 +80,26 @@ def simulate_gravity(
     dt: float = 0.001,
     gravitational_constant: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
-    """Move point masses under Newton's gravity.
+    """Point masses moved by Newton's gravity.
 
-    Semi-implicit Euler, first order and symplectic, as in the published data set::
+    Semi-implicit Euler, first order and symplectic, as in the published data set:
 
         v <- v + dt a(x),   x <- x + dt v,   a_i = G sum_j m_j (x_j - x_i) / |x_j - x_i|^3
 
     Args:
-        masses: m, shape ``(..., N)``.
-        positions: x, shape ``(..., N, 3)``.
-        velocities: v, shape ``(..., N, 3)``.
-        steps: Number of steps, at least 1.
-        dt: Length of one step; negative runs the time backwards.
+        masses: m, (..., N).
+        positions: x, (..., N, 3).
+        velocities: v, (..., N, 3).
+        steps: number of steps, at least 1.
+        dt: length of one step; negative runs the time backwards.
         gravitational_constant: G.
 
     Returns:
-        Final positions and velocities, shape ``(..., N, 3)``, float64 whatever the inputs are. A sample in which two
-        bodies coincide is NaN.
+        Final positions and velocities, (..., N, 3), float64 whatever the inputs are. A sample in which two bodies
+        coincide is NaN.
 
     Raises:
-        ValueError: When shapes do not match, ``N < 2`` or ``steps < 1``.
+        ValueError: shapes do not match, N < 2 or steps < 1.
 
     Examples:
         >>> import torch
@@ -126,16 +125,16 @@ def simulate_gravity(
 def gravity_energy(
     masses: Tensor, positions: Tensor, velocities: Tensor, *, gravitational_constant: float = 1.0
 ) -> Tensor:
-    """Return the total energy of point masses, ``sum_i m_i |v_i|^2 / 2 - G sum_{i<j} m_i m_j / |x_j - x_i|``.
+    """The total energy of point masses, sum_i m_i |v_i|^2 / 2 - G sum_{i<j} m_i m_j / |x_j - x_i|.
 
     Args:
-        masses: Shape ``(..., N)``.
-        positions: Shape ``(..., N, 3)``.
-        velocities: Shape ``(..., N, 3)``.
+        masses: m, (..., N).
+        positions: x, (..., N, 3).
+        velocities: v, (..., N, 3).
         gravitational_constant: G.
 
     Returns:
-        Shape ``(...)``, float64. Bound systems are negative.
+        (...), float64; negative for a bound system.
 
     Examples:
         >>> import torch
@@ -152,18 +151,18 @@ def gravity_energy(
 def sample_charges(
     num_samples: int, *, num_particles: int = 5, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw charges +-1, positions N(0, 0.5^2) along each axis, and velocities of norm 0.5 in any direction; no box.
+    """Charges +-1, positions N(0, 0.5^2) along each axis, and velocities of norm 0.5 in any direction; no box.
 
     Args:
         num_samples: n >= 1.
         num_particles: N >= 2.
-        generator: Source of every random number, on the CPU.
+        generator: whose random numbers, on the CPU.
 
     Returns:
-        Charges ``(n, N)``, positions ``(n, N, 3)``, velocities ``(n, N, 3)``, float64.
+        Charges (n, N), positions (n, N, 3), velocities (n, N, 3), float64.
 
     Raises:
-        ValueError: When ``num_samples < 1`` or ``num_particles < 2``.
+        ValueError: num_samples < 1 or num_particles < 2.
 
     Examples:
         >>> import torch
@@ -171,8 +170,8 @@ def sample_charges(
         >>> sorted(set(charges.flatten().tolist())), v.norm(dim=-1).unique().round(decimals=9).unique().tolist()
         ([-1.0, 1.0], [0.5])
     """
-    check_at_least(1, num_samples=num_samples)
-    check_at_least(2, num_particles=num_particles)
+    check_number("num_samples", num_samples, least=1, whole=True)
+    check_number("num_particles", num_particles, least=2, whole=True)
     shape = (num_samples, num_particles)
     charges = _signs(shape, generator)
     positions = 0.5 * _normal((*shape, 3), generator)
@@ -190,28 +189,28 @@ def simulate_charges(
     softening: float = SOFTENING,
     field: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """Move particles of unit mass under the softened Coulomb force and, if wanted, a uniform electric field.
+    """Particles of unit mass moved by the softened Coulomb force and a uniform electric field.
 
-    Leapfrog (velocity Verlet), second order, symplectic and reversible::
+    Leapfrog (velocity Verlet), second order, symplectic and reversible:
 
         a_i = q_i sum_j q_j (x_i - x_j) / (|x_i - x_j|^2 + softening^2)^(3/2)  +  q_i field e_z
 
-    The field pulls positive charges up and negative ones down: it leaves of O(3) only what fixes the z axis.
+    The field pulls positive charges up and negative ones down: of O(3) only the elements that fix z remain a symmetry.
 
     Args:
-        charges: q, shape ``(..., N)``.
-        positions: x, shape ``(..., N, 3)``.
-        velocities: v, shape ``(..., N, 3)``.
-        steps: Number of steps, at least 1.
-        dt: Length of one step; negative runs the time backwards.
-        softening: Length below which the force stops growing, > 0.
-        field: Strength of the field along z.
+        charges: q, (..., N).
+        positions: x, (..., N, 3).
+        velocities: v, (..., N, 3).
+        steps: number of steps, at least 1.
+        dt: length of one step; negative runs the time backwards.
+        softening: length below which the force stops growing, > 0.
+        field: strength of the field along z; 0 for none.
 
     Returns:
-        Final positions and velocities, shape ``(..., N, 3)``, float64 whatever the inputs are.
+        Final positions and velocities, (..., N, 3), float64 whatever the inputs are.
 
     Raises:
-        ValueError: When shapes do not match, ``N < 2``, ``steps < 1`` or ``softening <= 0``.
+        ValueError: shapes do not match, N < 2, steps < 1 or softening <= 0.
 
     Examples:
         >>> import torch
@@ -220,8 +219,7 @@ def simulate_charges(
         True
     """
     _check_state(charges, positions, velocities)
-    if not softening > 0:
-        raise ValueError(f"softening must be > 0, got {softening}: write softening=0.1.")
+    check_number("softening", softening, above=0)
     q, (i, j) = charges.double(), _pairs(charges)
     return _integrate(
         -q[..., i] * q[..., j],
@@ -239,21 +237,19 @@ def simulate_charges(
 def charged_energy(
     charges: Tensor, positions: Tensor, velocities: Tensor, *, softening: float = SOFTENING, field: float = 0.0
 ) -> Tensor:
-    """Return the total energy of charged particles of unit mass.
-
-    ::
+    """The total energy of charged particles of unit mass.
 
         sum_i ( |v_i|^2 / 2 - q_i field z_i )  +  sum_{i<j} q_i q_j / sqrt(|x_j - x_i|^2 + softening^2)
 
     Args:
-        charges: q, shape ``(..., N)``.
-        positions: x, shape ``(..., N, 3)``.
-        velocities: v, shape ``(..., N, 3)``.
-        softening: As in `simulate_charges`.
-        field: As in `simulate_charges`.
+        charges: q, (..., N).
+        positions: x, (..., N, 3).
+        velocities: v, (..., N, 3).
+        softening: as in `simulate_charges`.
+        field: as in `simulate_charges`.
 
     Returns:
-        Shape ``(...)``, float64.
+        (...), float64.
 
     Examples:
         >>> import torch
@@ -285,12 +281,12 @@ def _log_uniform(bounds: tuple[float, float], shape: Sequence[int], generator: t
 
 
 def _check_state(weights: Tensor, positions: Tensor, velocities: Tensor) -> None:
-    """Refuse shapes other than (..., N), (..., N, 3), (..., N, 3) with N >= 2."""
+    """ValueError for shapes other than (..., N), (..., N, 3), (..., N, 3) with N >= 2."""
     shapes = tuple(weights.shape), tuple(positions.shape), tuple(velocities.shape)
     if len(shapes[0]) < 1 or shapes[0][-1] < 2 or shapes[1] != (*shapes[0], 3) or shapes[2] != shapes[1]:
         raise ValueError(
             "expected masses or charges (..., N), positions (..., N, 3) and velocities (..., N, 3) with equal leading "
-            f"dimensions and N >= 2, got {shapes[0]}, {shapes[1]} and {shapes[2]}."
+            f"dimensions and N >= 2, got {shapes[0]}, {shapes[1]} and {shapes[2]}"
         )
 
 
@@ -319,14 +315,13 @@ def _integrate(
     softening: float = 0.0,
     lift: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Kick (v += dt a) and drift (x += dt v) in turns under central pair forces.
+    """Kick (v += dt a) and drift (x += dt v) in turn under central pair forces.
 
     Second order begins and ends with half a kick (leapfrog); first order does not (semi-implicit Euler).
-    The pair (i, j) attracts with ``attraction r / (r^2 + softening^2)^(3/2)``, attraction (..., P), negative repels;
-    lift (..., N) is an additional force along z.
+    The pair (i, j) attracts with attraction r / (r^2 + softening^2)^(3/2), attraction (..., P), and repels where it is
+    negative; lift (..., N) is an additional force along z.
     """
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}.")
+    check_number("steps", steps, least=1, whole=True)
     shape, n = positions.shape, positions.shape[-2]
     i, j = _pairs(masses)
     pair = torch.arange(len(i), device=i.device)

@@ -4,101 +4,88 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import lightning as L
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
+from lightning_equiv._checks import check_number
+
 Samples = dict[str, Tensor]
 
 
-def check_at_least(least: int, **sizes: int) -> None:
-    """Refuse, by its name, a size below the least."""
-    for name, size in sizes.items():
-        if size < least:
-            raise ValueError(f"{name} must be at least {least}, got {size}.")
-
-
+@dataclass(kw_only=True, eq=False, repr=False)
 class InMemoryDataModule(L.LightningDataModule):
-    """Loaders over samples held in memory; a subclass says how a split is drawn and which tests there are.
+    """Loaders over samples held in memory; a subclass draws the samples of a split and names the test sets.
 
-    Serving a batch is one indexing, not a Python collation of its rows.
+    A data module is its settings: subclasses are dataclasses, which give the sizes a default and add settings of their
+    own. A batch is one indexing of the samples, not a collation of its rows.
 
     Args:
-        train_size: Number of training samples.
-        val_size: Number of validation samples.
-        test_size: Number of samples of each test set.
-        batch_size: Training batch, of each process.
-        eval_batch_size: Validation and test batch.
-        steps_per_epoch: Make an epoch this many batches long, going through the samples as often as that takes
-            (each equally often, up to one). None is one pass, the last batch being what is left.
-        seed: Seed of the samples and of the order of batches. Outside a Trainer call
-            ``loader.sampler.set_epoch(epoch)`` for a new order.
-        num_workers: Processes that cut batches; 0 is the fastest.
+        train_size: number of training samples.
+        val_size: number of validation samples.
+        test_size: number of samples of each test set.
+        batch_size: training batch, of each process.
+        eval_batch_size: validation and test batch.
+        steps_per_epoch: make an epoch this many batches long, going through the samples as often as that takes
+            (each equally often, up to one); None is one pass, the last batch being what is left.
+        seed: of the samples and of the order of batches. Without a Trainer call
+            `loader.sampler.set_epoch(epoch)` for a new order.
+        num_workers: processes that cut batches; 0 is the fastest.
 
     Raises:
-        ValueError: When a size is less than 1.
+        ValueError: a size is less than 1.
     """
 
-    test_names: tuple[str, ...]
+    test_names: ClassVar[tuple[str, ...]]
 
-    def __init__(
-        self,
-        *,
-        train_size: int,
-        val_size: int,
-        test_size: int,
-        batch_size: int,
-        eval_batch_size: int,
-        steps_per_epoch: int | None,
-        seed: int,
-        num_workers: int,
-    ) -> None:
+    train_size: int
+    val_size: int
+    test_size: int
+    batch_size: int
+    eval_batch_size: int
+    steps_per_epoch: int | None = None
+    seed: int = 0
+    num_workers: int = 0
+
+    def __post_init__(self) -> None:
         super().__init__()
-        check_at_least(1, train_size=train_size, val_size=val_size, test_size=test_size)
-        check_at_least(1, batch_size=batch_size, eval_batch_size=eval_batch_size)
-        if steps_per_epoch is not None:
-            check_at_least(1, steps_per_epoch=steps_per_epoch)
-        self.train_size, self.val_size, self.test_size = train_size, val_size, test_size
-        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
-        self.steps_per_epoch = steps_per_epoch
-        self.seed = seed
-        self.num_workers = num_workers
+        for name in ("train_size", "val_size", "test_size", "batch_size", "eval_batch_size"):
+            check_number(name, getattr(self, name), least=1, whole=True)
+        check_number("steps_per_epoch", self.steps_per_epoch, least=1, whole=True, optional=True)
         self._splits: dict[str, Samples] = {}
 
     @abstractmethod
     def _draw(self, split: str, seed: int) -> Samples:
-        """Draw the samples of one split: "train", "val" or one of `test_names`."""
+        """The samples of one split: "train", "val" or one of `test_names`."""
+
+    def _size(self, split: str) -> int:
+        """The number of samples of a split."""
+        return {"train": self.train_size, "val": self.val_size}.get(split, self.test_size)
 
     def samples(self, split: str) -> Samples:
-        """Return all samples of a split, drawn on first use.
+        """All samples of a split, drawn on first use.
 
         Args:
             split: "train", "val" or one of `test_names`.
 
-        Returns:
-            The tensors the loaders of this split cut their batches from.
-
         Raises:
-            ValueError: When there is no such split.
+            ValueError: there is no such split.
         """
         splits = ("train", "val", *self.test_names)
         if split not in splits:
-            raise ValueError(f"expected one of {splits}, got {split!r}.")
+            raise ValueError(f"expected one of {splits}, got {split!r}")
         if split not in self._splits:
-            # one stream of numbers a split
+            # each split has its own seed
             seeds = torch.randint(2**31, (len(splits),), generator=torch.Generator().manual_seed(self.seed))
             self._splits[split] = self._draw(split, int(seeds[splits.index(split)]))
         return self._splits[split]
 
     def setup(self, stage: str) -> None:
-        """Draw what the stage needs.
-
-        Args:
-            stage: "fit", "validate", "test" or "predict".
-        """
+        """Draw the samples that a stage needs: "fit", "validate", "test" or "predict"."""
         needed = {
             "fit": ("train", "val"),
             "validate": ("val",),
@@ -109,7 +96,7 @@ class InMemoryDataModule(L.LightningDataModule):
             self.samples(split)
 
     def train_dataloader(self) -> DataLoader[Samples]:
-        """Return shuffled batches, their order a function of (seed, epoch) only."""
+        """Shuffled batches, their order a function of (seed, epoch) only."""
         world_size, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         length = None if self.steps_per_epoch is None else self.steps_per_epoch * self.batch_size * world_size
         rows = _Rows(self.samples("train"), length)
@@ -118,15 +105,15 @@ class InMemoryDataModule(L.LightningDataModule):
         return self._loader(rows, self.batch_size, sampler)
 
     def val_dataloader(self) -> DataLoader[Samples]:
-        """Return the validation batches in order."""
+        """The validation batches in order."""
         return self._loader(_Rows(self.samples("val")), self.eval_batch_size)
 
     def test_dataloader(self) -> list[DataLoader[Samples]]:
-        """Return one loader for each of `test_names`."""
+        """One loader for each of `test_names`."""
         return [self._loader(_Rows(self.samples(name)), self.eval_batch_size) for name in self.test_names]
 
     def predict_dataloader(self) -> list[DataLoader[Samples]]:
-        """Return the test sets, one loader for each."""
+        """The test sets, one loader for each."""
         return self.test_dataloader()
 
     def _loader(
@@ -136,7 +123,7 @@ class InMemoryDataModule(L.LightningDataModule):
         generator = torch.Generator().manual_seed(self.seed)
         return ResumableLoader(
             rows,
-            batch_size=batch_size,  # by name: Lightning makes such a loader anew to predict, and takes positions amiss
+            batch_size=batch_size,  # by name: Lightning makes the loader again to predict, from its named arguments
             sampler=sampler,
             num_workers=self.num_workers,
             collate_fn=_unchanged,
@@ -145,7 +132,7 @@ class InMemoryDataModule(L.LightningDataModule):
 
 
 class ResumableLoader(DataLoader[Samples]):
-    """A loader that Lightning can restore in mid-epoch: the batches already seen are passed over."""
+    """A loader that Lightning can restore in mid-epoch: the batches already seen are skipped."""
 
     _seen = 0
     _loaded: dict[str, Any] | None = None
@@ -156,7 +143,7 @@ class ResumableLoader(DataLoader[Samples]):
 
     def __iter__(self) -> Iterator[Samples]:  # type: ignore[override]
         loaded, self._loaded = self._loaded, None
-        # of another epoch than this: that one had come to its end
+        # a state of another epoch was saved at its end
         skipped = loaded["seen"] if loaded is not None and loaded["epoch"] == self._epoch else 0
         for i, batch in enumerate(super().__iter__()):
             if i >= skipped:
@@ -171,7 +158,7 @@ class ResumableLoader(DataLoader[Samples]):
 
 
 class _Rows(Dataset[Samples]):
-    """Rows of tensors of equal length; a whole batch of rows is one indexing. A longer length goes round again."""
+    """Rows of tensors of equal length; a whole batch of rows is one indexing. A larger `length` repeats the rows."""
 
     def __init__(self, samples: Samples, length: int | None = None) -> None:
         self.samples = samples
@@ -191,4 +178,5 @@ class _Rows(Dataset[Samples]):
 
 
 def _unchanged(batch: object) -> object:
+    """For `collate_fn`: a batch is indexed as a whole; a named function, which a worker can pickle."""
     return batch

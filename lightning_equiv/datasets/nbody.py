@@ -1,21 +1,24 @@
 """Data sets of particles: the initial state in, the positions some steps later out.
 
-The physics commutes with rotations, translations, reflections and permutations; the data sets differ in how they are
-posed. Everything is integrated in float64 near the origin and cast once at the end; every number comes from the seed.
+The physics commutes with rotations, translations, reflections and permutations; the data sets differ in their poses.
+Everything is integrated in float64 near the origin and cast once at the end; every number comes from the seed.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
+from lightning_equiv._checks import check_number
 from lightning_equiv.datasets.dynamics import (
     sample_charges,
     sample_gravity,
     simulate_charges,
     simulate_gravity,
 )
-from lightning_equiv.datasets.in_memory import InMemoryDataModule, Samples, check_at_least
+from lightning_equiv.datasets.in_memory import InMemoryDataModule, Samples
 
 SHIFT = 20.0
 MAX_DISPLACEMENT = 2.0
@@ -34,30 +37,30 @@ def gravity_dataset(
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> Samples:
-    """Draw systems of `sample_gravity`, rotate them by an angle, and say where the bodies are after T = 0.1.
+    """Systems of `sample_gravity`, rotated by an angle, and where the bodies are after T = 0.1.
 
-    The axis of rotation is uniform on the sphere, the angle uniform in ``angles``. A random axis makes a negative angle
-    the same as a positive one. Systems in which a body moves more than 2 are redrawn.
+    The axis of rotation is uniform on the sphere, the angle uniform in `angles`. A random axis makes a negative angle
+    the same as a positive one. Systems in which a body moves more than 2 are drawn again.
 
-    The same seed gives the same systems and axes whatever ``angles`` are: ``angles=(a, a)`` for several ``a`` shows
-    one set of systems turned further and further.
+    The same seed gives the same systems and axes whatever `angles` are: `angles=(a, a)` for several a gives one set of
+    systems rotated further and further.
 
     Args:
         num_samples: n >= 1.
-        angles: Lowest and highest angle in degrees, -180 <= lowest <= highest <= 180.
+        angles: lowest and highest angle in degrees, -180 <= lowest <= highest <= 180.
         num_bodies: N >= 2.
-        centre: Subtract each sample's initial centre of mass from positions and targets (in float64). False leaves
+        centre: subtract each sample's initial centre of mass from positions and targets (in float64); False leaves
             the samples shifted by N(0, 20^2) along each axis.
-        seed: Seed of every random number.
-        dtype: Type of what is returned.
+        seed: of every random number.
+        dtype: of the tensors returned.
 
     Returns:
-        ``{"masses": (n, N), "positions": (n, N, 3), "velocities": (n, N, 3), "targets": (n, N, 3)}``, targets being
-        the final positions.
+        {"masses": (n, N), "positions": (n, N, 3), "velocities": (n, N, 3), "targets": (n, N, 3)}, targets being the
+        final positions.
 
     Raises:
-        ValueError: When ``num_samples < 1``, ``num_bodies < 2`` or the angles are out of range or reversed.
-        RuntimeError: When so many systems are dropped that redrawing does not fill the set.
+        ValueError: num_samples < 1, num_bodies < 2, or the angles are out of range or reversed.
+        RuntimeError: so many systems are dropped that the set is not filled.
 
     Examples:
         >>> samples = gravity_dataset(8, angles=(90, 180))
@@ -66,8 +69,8 @@ def gravity_dataset(
     """
     low, high = angles
     if not -180 <= low <= high <= 180:
-        raise ValueError(f"angles must be (lowest, highest) in degrees within -180..180, got {angles}.")
-    check_at_least(1, num_samples=num_samples)
+        raise ValueError(f"expected angles to be (lowest, highest) in degrees within -180..180, got {angles}")
+    check_number("num_samples", num_samples, least=1, whole=True)
     generator = torch.Generator().manual_seed(seed)
     rounds: list[tuple[Tensor, ...]] = []
     missing = num_samples
@@ -79,8 +82,8 @@ def gravity_dataset(
         missing -= int(kept.sum())
     if missing:
         raise RuntimeError(
-            f"{missing} of {num_samples} systems of {num_bodies} bodies were still flung further than "
-            f"{MAX_DISPLACEMENT} after {_MAX_ROUNDS} draws: use fewer bodies."
+            f"{missing} of {num_samples} systems of {num_bodies} bodies still move further than "
+            f"{MAX_DISPLACEMENT} after {_MAX_ROUNDS} draws: use fewer bodies"
         )
     masses, x, v, final = (torch.cat(parts) for parts in zip(*rounds, strict=True))
 
@@ -105,24 +108,24 @@ def charged_dataset(
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> Samples:
-    """Draw systems of `sample_charges` and say where the particles are after ``steps`` steps of 0.001.
+    """Systems of `sample_charges`, and where the particles are after `steps` steps of 0.001.
 
     Args:
         num_samples: n >= 1.
         num_particles: N >= 2.
-        steps: Horizon.
-        field: Strength of a uniform electric field along z, see `simulate_charges`; 0 keeps the full symmetry.
-        centre: Subtract the mean over the particles of each sample's initial positions, one vector a sample, from
+        steps: horizon, at least 1.
+        field: strength of a uniform electric field along z, see `simulate_charges`; 0 keeps the full symmetry.
+        centre: subtract the mean over the particles of each sample's initial positions, one vector per sample, from
             positions and targets (in float64).
-        seed: Seed of every random number.
-        dtype: Type of what is returned.
+        seed: of every random number.
+        dtype: of the tensors returned.
 
     Returns:
-        ``{"charges": (n, N), "positions": (n, N, 3), "velocities": (n, N, 3), "targets": (n, N, 3)}``, targets being
-        the final positions.
+        {"charges": (n, N), "positions": (n, N, 3), "velocities": (n, N, 3), "targets": (n, N, 3)}, targets being the
+        final positions.
 
     Raises:
-        ValueError: When ``num_samples < 1``, ``num_particles < 2`` or ``steps < 1``.
+        ValueError: num_samples < 1, num_particles < 2 or steps < 1.
 
     Examples:
         >>> samples = charged_dataset(4, steps=10)
@@ -139,31 +142,25 @@ def charged_dataset(
     return {name: tensor.to(dtype) for name, tensor in samples.items()}
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class GravityDataModule(InMemoryDataModule):
     r"""Four bodies under gravity: from masses, positions and velocities to the positions after T = 0.1.
 
-    Training, validation and "id" test samples are turned by at most 10 degrees (in distribution), those of the second
+    Training, validation and "id" test samples are rotated by at most 10 degrees (in distribution), those of the second
     test set, "ood", by 90 to 180 degrees (out of distribution), see `gravity_dataset`. An equivariant model does
-    equally well on both; predicting no motion scores a mean squared error of about 0.018.
+    equally well on both; predicting no motion has a mean squared error of about 0.018.
 
-    Batches are ``{"masses": (B, N), "positions": (B, N, 3), "velocities": (B, N, 3), "targets": (B, N, 3)}``, float32.
-    A rotation leaves the masses alone and turns the others as vectors, "1o"; a translation moves positions and targets.
+    Batches are {"masses": (B, N), "positions": (B, N, 3), "velocities": (B, N, 3), "targets": (B, N, 3)}, float32. A
+    rotation leaves the masses alone and rotates the others as vectors, "1o"; a translation moves positions and targets.
 
     Args:
-        train_size: Number of training samples.
-        val_size: Number of validation samples.
-        test_size: Number of samples of each test set.
         num_bodies: N, the star included.
-        batch_size: Training batch, of each process.
-        eval_batch_size: Validation and test batch.
-        steps_per_epoch: Make an epoch this many batches long; None is one pass through the samples.
-        centre: Subtract the initial centre of mass from positions and targets. False leaves a shift of N(0, 20^2).
-        seed: Seed of the samples and of the order of batches. Outside a Trainer call
-            ``loader.sampler.set_epoch(epoch)`` for a new order.
-        num_workers: Processes that cut batches; 0 is the fastest.
+        centre: subtract the initial centre of mass from positions and targets; False leaves a shift of N(0, 20^2).
+
+    The other arguments are those of `InMemoryDataModule`.
 
     Raises:
-        ValueError: When a size is less than 1 or ``num_bodies < 2``.
+        ValueError: a size is less than 1, or num_bodies less than 2.
 
     Examples:
         >>> data = GravityDataModule(train_size=6, val_size=6, test_size=6, batch_size=4)
@@ -190,62 +187,45 @@ class GravityDataModule(InMemoryDataModule):
 
     test_names = ("id", "ood")
 
-    def __init__(
-        self,
-        *,
-        train_size: int = 100,
-        val_size: int = 5000,
-        test_size: int = 5000,
-        num_bodies: int = 4,
-        batch_size: int = 64,
-        eval_batch_size: int = 1000,
-        steps_per_epoch: int | None = None,
-        centre: bool = True,
-        seed: int = 0,
-        num_workers: int = 0,
-    ) -> None:
-        super().__init__(
-            train_size=train_size,
-            val_size=val_size,
-            test_size=test_size,
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            steps_per_epoch=steps_per_epoch,
-            seed=seed,
-            num_workers=num_workers,
-        )
-        check_at_least(2, num_bodies=num_bodies)
-        self.num_bodies = num_bodies
-        self.centre = centre
+    train_size: int = 100
+    val_size: int = 5000
+    test_size: int = 5000
+    batch_size: int = 64
+    eval_batch_size: int = 1000
+    num_bodies: int = 4
+    centre: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number("num_bodies", self.num_bodies, least=2, whole=True)
 
     def _draw(self, split: str, seed: int) -> Samples:
-        size = {"train": self.train_size, "val": self.val_size}.get(split, self.test_size)
-        angles = OOD_ANGLES if split == "ood" else ID_ANGLES
-        return gravity_dataset(size, angles=angles, num_bodies=self.num_bodies, centre=self.centre, seed=seed)
+        return gravity_dataset(
+            self._size(split),
+            angles=OOD_ANGLES if split == "ood" else ID_ANGLES,
+            num_bodies=self.num_bodies,
+            centre=self.centre,
+            seed=seed,
+        )
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class ChargedDataModule(InMemoryDataModule):
     """Five charged particles: from charges, positions and velocities to the positions 1000 steps of 0.001 later.
 
-    All sets are drawn alike, see `charged_dataset`. Batches are ``{"charges": (B, N), "positions": (B, N, 3),
-    "velocities": (B, N, 3), "targets": (B, N, 3)}``, float32. Drawing the default sizes takes a few seconds.
+    All sets are drawn alike, see `charged_dataset`. Batches are {"charges": (B, N), "positions": (B, N, 3),
+    "velocities": (B, N, 3), "targets": (B, N, 3)}, float32. Drawing the default sizes takes a few seconds.
 
     Args:
-        train_size: Number of training samples.
-        val_size: Number of validation samples.
-        test_size: Number of test samples.
         num_particles: N.
-        steps: Horizon, in steps of 0.001.
-        field: Strength of a uniform electric field along z, which breaks the symmetry; see `simulate_charges`.
-        batch_size: Training batch, of each process.
-        eval_batch_size: Validation and test batch.
-        steps_per_epoch: Make an epoch this many batches long; None is one pass through the samples.
-        centre: Subtract the mean over the particles of the initial positions from positions and targets.
-        seed: Seed of the samples and of the order of batches, as in `GravityDataModule`.
-        num_workers: Processes that cut batches; 0 is the fastest.
+        steps: horizon, in steps of 0.001.
+        field: strength of a uniform electric field along z, which breaks the symmetry; see `simulate_charges`.
+        centre: subtract the mean over the particles of the initial positions from positions and targets.
+
+    The other arguments are those of `InMemoryDataModule`.
 
     Raises:
-        ValueError: When a size or ``steps`` is less than 1 or ``num_particles < 2``.
+        ValueError: a size or steps is less than 1, or num_particles less than 2.
 
     Examples:
         >>> data = ChargedDataModule(train_size=6, val_size=6, test_size=6, batch_size=4, steps=10)
@@ -272,42 +252,24 @@ class ChargedDataModule(InMemoryDataModule):
 
     test_names = ("test",)
 
-    def __init__(
-        self,
-        *,
-        train_size: int = 3000,
-        val_size: int = 2000,
-        test_size: int = 2000,
-        num_particles: int = 5,
-        steps: int = 1000,
-        field: float = 0.0,
-        batch_size: int = 100,
-        eval_batch_size: int = 1000,
-        steps_per_epoch: int | None = None,
-        centre: bool = True,
-        seed: int = 0,
-        num_workers: int = 0,
-    ) -> None:
-        super().__init__(
-            train_size=train_size,
-            val_size=val_size,
-            test_size=test_size,
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            steps_per_epoch=steps_per_epoch,
-            seed=seed,
-            num_workers=num_workers,
-        )
-        check_at_least(2, num_particles=num_particles)
-        check_at_least(1, steps=steps)
-        self.num_particles = num_particles
-        self.steps = steps
-        self.field = field
-        self.centre = centre
+    train_size: int = 3000
+    val_size: int = 2000
+    test_size: int = 2000
+    batch_size: int = 100
+    eval_batch_size: int = 1000
+    num_particles: int = 5
+    steps: int = 1000
+    field: float = 0.0
+    centre: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number("num_particles", self.num_particles, least=2, whole=True)
+        check_number("steps", self.steps, least=1, whole=True)
 
     def _draw(self, split: str, seed: int) -> Samples:
         return charged_dataset(
-            {"train": self.train_size, "val": self.val_size}.get(split, self.test_size),
+            self._size(split),
             num_particles=self.num_particles,
             steps=self.steps,
             field=self.field,

@@ -1,7 +1,7 @@
 """Graphs of near points, the same from three libraries.
 
-torch-cluster serves points on a GPU where it is installed, plain torch fewer than `DENSE_BELOW` points, and scipy's
-cKDTree all others: on the CPU it is as fast as torch-cluster or faster.
+torch-cluster is used for points on a GPU where it is installed, plain torch for fewer than `DENSE_BELOW` points, and
+scipy's cKDTree for all others: on the CPU it is as fast as torch-cluster or faster.
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from lightning_equiv._checks import check_number
+
 Backend = Literal["torch", "scipy", "torch_cluster"]
 
 DENSE_BELOW = 200  # points; from here on a tree is faster than all distances
-MAX_CLUSTER_K = 100  # neighbours that torch-cluster's kernel for the GPU can hold, the point itself among them
+MAX_CLUSTER_K = 100  # most neighbours for torch-cluster's kernel on the GPU, the point itself among them
 
 
 def radius_graph(
@@ -26,31 +28,30 @@ def radius_graph(
     *,
     backend: Backend | None = None,
 ) -> Tensor:
-    """Connect every point with all others no farther away than `radius`.
+    """The graph of all pairs of points no farther apart than `radius`.
 
     Args:
         positions: (n, d) coordinates.
-        radius: Largest distance, in the units of the positions.
+        radius: largest distance, in the units of the positions.
         batch: (n,) index of the graph that each point belongs to, ascending; None is a single graph.
-        max_neighbours: Keep this many nearest sources of each target; None keeps all. The graph is then no longer
-            symmetric.
-        backend: The library to use; None chooses.
+        max_neighbours: keep this many nearest sources of each target, and the graph is no longer symmetric; None
+            keeps all.
+        backend: the library to use; None chooses.
 
     Returns:
-        (2, E) int64 ``(source, target)`` without loops, sorted by target, then by source.
+        (2, E) int64 (source, target) without loops, sorted by target, then by source.
 
     Raises:
-        ValueError: When a shape, the radius or `max_neighbours` is out of range, a coordinate is not finite, or `batch`
-            is not sorted.
+        ValueError: a shape, radius or max_neighbours is out of range, a coordinate is not finite, or batch is not
+            sorted.
 
     Examples:
         >>> radius_graph(torch.tensor([[0.0], [1.0], [2.5]]), radius=1.5).tolist()
         [[1, 0, 2, 1], [0, 1, 1, 2]]
     """
     points, graph = _check(positions, batch)
-    if not 0 < radius < float("inf"):
-        raise ValueError(f"radius must be positive and finite, got {radius}.")
-    _check_count("max_neighbours", 1 if max_neighbours is None else max_neighbours)
+    check_number("radius", radius, above=0)
+    check_number("max_neighbours", max_neighbours, least=1, whole=True, optional=True)
     backend = backend or _choose(points)
     if len(points) == 0:
         edges = torch.empty(2, 0, dtype=torch.long, device=points.device)
@@ -63,35 +64,35 @@ def radius_graph(
     else:
         import torch_cluster
 
-        # the default of max_num_neighbors, 32, drops edges without a word
+        # the default of max_num_neighbors, 32, drops edges silently
         edges = torch_cluster.radius_graph(points, radius, graph, max_num_neighbors=len(points))
     return _sorted(_nearest(edges, points, max_neighbours))
 
 
 def knn_graph(positions: Tensor, k: int, batch: Tensor | None = None, *, backend: Backend | None = None) -> Tensor:
-    """Connect every point with its `k` nearest others as sources; with all others where there are fewer than `k`.
+    """The graph whose sources of each point are its `k` nearest others, or all others where there are fewer than `k`.
 
-    Of sources equally far away any may be chosen. With at least k + 1 points in every graph there are exactly k
-    edges a target, so that ``edges[0].view(n, k)`` lists the neighbours.
+    Of sources equally far away any may be chosen. With at least k + 1 points in every graph there are exactly k edges
+    per target, so that `edges[0].view(n, k)` lists the neighbours.
 
     Args:
         positions: (n, d) coordinates.
-        k: Number of sources of each target.
+        k: number of sources of each target.
         batch: (n,) index of the graph that each point belongs to, ascending; None is a single graph.
-        backend: The library to use; None chooses.
+        backend: the library to use; None chooses.
 
     Returns:
-        (2, E) int64 ``(source, target)`` without loops, sorted by target, then by source.
+        (2, E) int64 (source, target) without loops, sorted by target, then by source.
 
     Raises:
-        ValueError: When a shape or `k` is out of range, a coordinate is not finite, or `batch` is not sorted.
+        ValueError: a shape or k is out of range, a coordinate is not finite, or batch is not sorted.
 
     Examples:
         >>> knn_graph(torch.tensor([[0.0], [1.0], [2.5]]), k=1).tolist()
         [[1, 0, 1], [0, 1, 2]]
     """
     points, graph = _check(positions, batch)
-    _check_count("k", k)
+    check_number("k", k, least=1, whole=True)
     n = len(points)
     backend = backend or _choose(points, k)
     take = min(k + 1, n)  # the point itself is the nearest, or one of those in the same place
@@ -117,21 +118,16 @@ def knn_graph(positions: Tensor, k: int, batch: Tensor | None = None, *, backend
 
 def _check(positions: Tensor, batch: Tensor | None) -> tuple[Tensor, Tensor]:
     if positions.ndim != 2 or not positions.is_floating_point():
-        raise ValueError(f"positions must be floating point (n, d), got {positions.dtype} {tuple(positions.shape)}.")
+        raise ValueError(f"expected positions (n, d) in floating point, got {positions.dtype} {tuple(positions.shape)}")
     if batch is None:
         batch = torch.zeros(len(positions), dtype=torch.long, device=positions.device)
     if batch.shape != positions.shape[:1] or batch.is_floating_point():
-        raise ValueError(f"batch must be an integer ({len(positions)},), got {batch.dtype} {tuple(batch.shape)}.")
+        raise ValueError(f"expected batch of integers ({len(positions)},), got {batch.dtype} {tuple(batch.shape)}")
     if not positions.isfinite().all():
-        raise ValueError("positions must be finite, got nan or inf.")
+        raise ValueError("expected finite positions, got nan or inf")
     if len(batch) > 0 and (batch.diff().lt(0).any() or batch[0] < 0):
-        raise ValueError("batch must be ascending from 0 or more: sort it, and positions along with it.")
+        raise ValueError("expected batch to ascend from 0 or more: sort it, and positions along with it")
     return positions.detach(), batch.long()
-
-
-def _check_count(name: str, count: int) -> None:
-    if count < 1:
-        raise ValueError(f"{name} must be at least 1, got {count}.")
 
 
 def _choose(points: Tensor, k: int = 0) -> Backend:
@@ -155,7 +151,7 @@ def _tree(points: Tensor, graph: Tensor, gap: float) -> Any:
 
 
 def _nearest(edges: Tensor, points: Tensor, k: int | None) -> Tensor:
-    """The edges without loops, and of each target's the `k` shortest, in any order."""
+    """The edges without loops, and of each target the `k` shortest, in any order."""
     edges = edges[:, edges[0] != edges[1]]
     if k is None:
         return edges

@@ -2,13 +2,15 @@
 
 A body is one primitive of trimesh, or a few of them put together, with random proportions. Many classes are near twins
 (cone and frustum, capsule and ellipsoid, L, T and cross), and every body is its own mirror image, so that a classifier
-blind to reflections loses nothing. Bodies are built and sampled many at a time; every number comes from the seed.
+that does not see reflections loses nothing. Bodies are built and sampled many at a time; every number comes from the
+seed.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from typing import Any
@@ -16,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_equiv.datasets.in_memory import InMemoryDataModule, Samples, check_at_least
+from lightning_equiv._checks import check_number
+from lightning_equiv.datasets.in_memory import InMemoryDataModule, Samples
 from lightning_equiv.groups.rotation import SO3
 
 NOISE = 0.05
@@ -40,37 +43,37 @@ def shapes_dataset(
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> Samples:
-    """Draw bodies of every class of `SHAPE_CLASSES` and points on their surfaces.
+    """Bodies of every class of `SHAPE_CLASSES`, as points on their surfaces.
 
     In this order: points uniform on the surface of the body; cut off on one side by a plane of random direction, which
-    takes a fraction uniform in [0, crop] of the surface away; centred over the points and scaled to a root mean square
+    removes a fraction uniform in [0, crop] of the surface; centred over the points and scaled to a root mean square
     distance from the origin of 1; rotated; jittered by N(0, noise^2) along each axis; centred and scaled again. Where
     two parts of a body meet, points may lie inside it.
 
-    The same seed gives the same bodies and points whatever ``rotated`` and ``noise`` are.
+    The same seed gives the same bodies and points whatever `rotated` and `noise` are.
 
     Args:
-        num_samples: n >= 1. Each class occurs equally often, up to one, in random order.
+        num_samples: n >= 1; each class occurs equally often, up to one, in random order.
         num_points: P >= 2.
-        noise: Standard deviation of the jitter, in units of the cloud's root mean square radius.
-        crop: Largest fraction of the surface that is cut off, in [0, 1).
-        rotated: Turn every cloud by a rotation of its own, uniform in SO(3). False leaves the bodies upright.
-        seed: Seed of every random number.
-        dtype: Type of the points.
+        noise: standard deviation of the jitter, in units of the cloud's root mean square radius.
+        crop: largest fraction of the surface that is cut off, in [0, 1).
+        rotated: rotate every cloud, each by a rotation uniform in SO(3); False leaves the bodies upright.
+        seed: of every random number.
+        dtype: of the points.
 
     Returns:
-        ``{"points": (n, P, 3), "labels": (n,)}``, labels being indices into `SHAPE_CLASSES`.
+        {"points": (n, P, 3), "labels": (n,)}, labels being indices into `SHAPE_CLASSES`.
 
     Raises:
-        ValueError: When a size is too small, or ``noise`` or ``crop`` out of range.
-        ImportError: When trimesh is not installed.
+        ValueError: a size is too small, or noise or crop out of range.
+        ImportError: trimesh is not installed.
 
     Examples:
         >>> samples = shapes_dataset(32, num_points=100)  # doctest: +SKIP
         >>> samples["points"].shape, samples["labels"].unique().numel()  # doctest: +SKIP
         (torch.Size([32, 100, 3]), 16)
     """
-    check_at_least(1, num_samples=num_samples)
+    check_number("num_samples", num_samples, least=1, whole=True)
     _check_cloud(num_points, noise, crop)
     generator = torch.Generator().manual_seed(seed)
     shuffled = torch.randperm(num_samples, generator=generator)
@@ -92,23 +95,23 @@ def shapes_dataset(
 
 
 def shape_meshes(name: str, num_samples: int, *, generator: torch.Generator) -> Bodies:
-    """Draw upright bodies of one class.
+    """Upright bodies of one class.
 
     Args:
-        name: One of `SHAPE_CLASSES`.
+        name: one of `SHAPE_CLASSES`.
         num_samples: n >= 1.
-        generator: Source of every random number, on the CPU.
+        generator: whose random numbers, on the CPU.
 
     Returns:
-        Vertices ``(n, V, 3)``, float64, and the faces ``(F, 3)`` which all bodies of a class share.
+        Vertices (n, V, 3), float64, and the faces (F, 3) which all bodies of a class share.
 
     Raises:
-        ValueError: When there is no such class or ``num_samples < 1``.
-        ImportError: When trimesh is not installed.
+        ValueError: there is no such class, or num_samples < 1.
+        ImportError: trimesh is not installed.
     """
     if name not in _BUILDERS:
-        raise ValueError(f"expected one of {SHAPE_CLASSES}, got {name!r}.")
-    check_at_least(1, num_samples=num_samples)
+        raise ValueError(f"expected one of {SHAPE_CLASSES}, got {name!r}")
+    check_number("num_samples", num_samples, least=1, whole=True)
 
     def uniform(low: float, high: float) -> Tensor:
         return low + (high - low) * torch.rand(num_samples, generator=generator, dtype=torch.float64)
@@ -117,16 +120,13 @@ def shape_meshes(name: str, num_samples: int, *, generator: torch.Generator) -> 
 
 
 def sample_surface(vertices: Tensor, faces: Tensor, num_points: int, *, generator: torch.Generator) -> Tensor:
-    """Draw points uniform on the surfaces of triangle meshes.
+    """Independent points (n, P, 3), uniform on the surfaces of triangle meshes.
 
     Args:
-        vertices: Shape ``(n, V, 3)``.
-        faces: Shape ``(F, 3)``, shared by the meshes.
-        num_points: P points a mesh.
-        generator: Source of every random number.
-
-    Returns:
-        Independent points, shape ``(n, P, 3)``.
+        vertices: (n, V, 3).
+        faces: (F, 3), shared by the meshes.
+        num_points: P, points per mesh.
+        generator: whose random numbers.
     """
     a, b, c = vertices[:, faces].unbind(2)  # (n, F, 3) each
     areas = torch.linalg.vector_norm(torch.linalg.cross(b - a, c - a), dim=-1).cumsum(1)
@@ -139,29 +139,23 @@ def sample_surface(vertices: Tensor, faces: Tensor, num_points: int, *, generato
     return a + s * (b - a) + t * (c - a)
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class ShapesDataModule(InMemoryDataModule):
     """Classification of simple bodies from points on their surfaces, in any pose; see `shapes_dataset`.
 
-    Batches are ``{"points": (B, P, 3), "labels": (B,)}``, float32 and int64. A rotation or reflection turns the points
-    as vectors, "1o", and leaves the labels alone; the order of the points means nothing. All sets are drawn alike.
-    trimesh is needed: ``pip install "lightning_equiv[examples]"``.
+    Batches are {"points": (B, P, 3), "labels": (B,)}, float32 and int64. A rotation or reflection acts on the points as
+    on vectors, "1o", and leaves the labels alone; the order of the points means nothing. All sets are drawn alike.
+    trimesh is needed: `pip install "lightning_equiv[examples]"`.
 
     Args:
-        train_size: Number of training samples.
-        val_size: Number of validation samples.
-        test_size: Number of test samples.
         num_points: P.
-        noise: Standard deviation of the jitter, in units of the cloud's root mean square radius.
-        crop: Largest fraction of the surface that is cut off.
-        batch_size: Training batch, of each process.
-        eval_batch_size: Validation and test batch.
-        steps_per_epoch: Make an epoch this many batches long; None is one pass through the samples.
-        seed: Seed of the samples and of the order of batches. Outside a Trainer call
-            ``loader.sampler.set_epoch(epoch)`` for a new order.
-        num_workers: Processes that cut batches; 0 is the fastest.
+        noise: standard deviation of the jitter, in units of the cloud's root mean square radius.
+        crop: largest fraction of the surface that is cut off.
+
+    The other arguments are those of `InMemoryDataModule`.
 
     Raises:
-        ValueError: When a size is too small, or ``noise`` or ``crop`` out of range.
+        ValueError: a size is too small, or noise or crop out of range.
 
     Examples:
         >>> data = ShapesDataModule(train_size=6, val_size=6, test_size=6, batch_size=4)
@@ -172,58 +166,40 @@ class ShapesDataModule(InMemoryDataModule):
 
     test_names = ("test",)
 
-    def __init__(
-        self,
-        *,
-        train_size: int = 2000,
-        val_size: int = 1000,
-        test_size: int = 2000,
-        num_points: int = 256,
-        noise: float = NOISE,
-        crop: float = CROP,
-        batch_size: int = 32,
-        eval_batch_size: int = 200,
-        steps_per_epoch: int | None = None,
-        seed: int = 0,
-        num_workers: int = 0,
-    ) -> None:
-        super().__init__(
-            train_size=train_size,
-            val_size=val_size,
-            test_size=test_size,
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            steps_per_epoch=steps_per_epoch,
-            seed=seed,
-            num_workers=num_workers,
-        )
-        _check_cloud(num_points, noise, crop)
-        self.num_points = num_points
-        self.noise = noise
-        self.crop = crop
+    train_size: int = 2000
+    val_size: int = 1000
+    test_size: int = 2000
+    batch_size: int = 32
+    eval_batch_size: int = 200
+    num_points: int = 256
+    noise: float = NOISE
+    crop: float = CROP
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_cloud(self.num_points, self.noise, self.crop)
 
     def _draw(self, split: str, seed: int) -> Samples:
-        size = {"train": self.train_size, "val": self.val_size}.get(split, self.test_size)
-        return shapes_dataset(size, num_points=self.num_points, noise=self.noise, crop=self.crop, seed=seed)
+        return shapes_dataset(
+            self._size(split), num_points=self.num_points, noise=self.noise, crop=self.crop, seed=seed
+        )
 
 
 def _check_cloud(num_points: int, noise: float, crop: float) -> None:
-    check_at_least(2, num_points=num_points)  # one point has no size
-    if not 0 <= noise < math.inf:
-        raise ValueError(f"noise must be at least 0, got {noise}: 0 leaves the points on the surface.")
-    if not 0 <= crop < 1:
-        raise ValueError(f"crop must be in [0, 1), got {crop}: 0 keeps the whole surface.")
+    check_number("num_points", num_points, least=2, whole=True)  # one point has no size
+    check_number("noise", noise, least=0)
+    check_number("crop", crop, least=0, below=1)
 
 
 def _normalised(points: Tensor) -> Tensor:
-    """Centre over the points, and scale so that mean_i |x_i|^2 = 1."""
+    """Points centred, and scaled so that mean_i |x_i|^2 = 1."""
     points = points - points.mean(1, keepdim=True)
     rms: Tensor = points.square().sum(-1).mean(1).sqrt()
     return points / rms[:, None, None]
 
 
 def _cropped(points: Tensor, num_points: int, crop: float, generator: torch.Generator) -> Tensor:
-    """Cut the points on one side off, and keep `num_points` random ones of the rest."""
+    """`num_points` random points of those that are left when one side is cut off."""
     n, m, _ = points.shape
     directions = torch.randn(n, 3, 1, generator=generator, dtype=points.dtype)
     left = ((1 - crop * torch.rand(n, generator=generator, dtype=points.dtype)) * m).ceil()
@@ -244,7 +220,7 @@ def _template(shape: str, **size: Any) -> Bodies:
         creation = import_module("trimesh.creation")
     except ImportError as error:
         raise ImportError(
-            'The shapes are made with trimesh, which is not installed: pip install "lightning_equiv[examples]".'
+            'the shapes are made with trimesh, which is not installed: pip install "lightning_equiv[examples]"'
         ) from error
     mesh = getattr(creation, shape)(**size)
     vertices = torch.tensor(mesh.vertices, dtype=torch.float64)

@@ -215,9 +215,9 @@ class TestPhysics:
             simulate_charges(charges[:, :4], x, v)
         with pytest.raises(ValueError, match="N >= 2"):
             simulate_gravity(charges[:, :1], x[:, :1], v[:, :1])
-        with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
+        with pytest.raises(ValueError, match="expected steps to be a whole number of at least 1, got 0"):
             simulate_gravity(charges, x, v, steps=0)
-        with pytest.raises(ValueError, match="softening must be > 0"):
+        with pytest.raises(ValueError, match="expected softening to be a finite number above 0"):
             simulate_charges(charges, x, v, softening=0.0)
 
 
@@ -261,9 +261,9 @@ class TestSamples:
         assert v.mean((0, 1)).abs().max() < 0.01
 
     def test_bad_input(self) -> None:
-        with pytest.raises(ValueError, match="num_samples must be at least 1, got 0"):
+        with pytest.raises(ValueError, match="expected num_samples to be a whole number of at least 1, got 0"):
             sample_gravity(0, generator=_generator())
-        with pytest.raises(ValueError, match="num_bodies must be at least 2, got 1"):
+        with pytest.raises(ValueError, match="expected num_bodies to be a whole number of at least 2, got 1"):
             sample_gravity(1, num_bodies=1, generator=_generator())
-        with pytest.raises(ValueError, match="num_particles must be at least 2, got 1"):
+        with pytest.raises(ValueError, match="expected num_particles to be a whole number of at least 2, got 1"):
             sample_charges(1, num_particles=1, generator=_generator())

@@ -120,11 +120,11 @@ class TestDatasets:
 
     @pytest.mark.parametrize("angles", [(10, -10), (0, 200), (float("nan"), 10)])
     def test_bad_angles(self, angles: tuple[float, float]) -> None:
-        with pytest.raises(ValueError, match="angles must be"):
+        with pytest.raises(ValueError, match="expected angles to be"):
             gravity_dataset(1, angles=angles)
 
     def test_bad_sizes(self) -> None:
-        with pytest.raises(ValueError, match="num_samples must be at least 1, got -1"):
+        with pytest.raises(ValueError, match="expected num_samples to be a whole number of at least 1, got -1"):
             gravity_dataset(-1)
         with pytest.raises(ValueError, match="num_samples"):
             charged_dataset(0)
@@ -250,11 +250,11 @@ class TestDataModules:
 
     def test_bad_input(self) -> None:
         for wrong in ("train_size", "val_size", "test_size", "batch_size", "eval_batch_size", "steps_per_epoch"):
-            with pytest.raises(ValueError, match=f"{wrong} must be at least 1, got 0"):
+            with pytest.raises(ValueError, match=f"expected {wrong} to be a whole number of at least 1.* got 0"):
                 GravityDataModule(**{wrong: 0})
-        with pytest.raises(ValueError, match="num_bodies must be at least 2, got 1"):
+        with pytest.raises(ValueError, match="expected num_bodies to be a whole number of at least 2, got 1"):
             GravityDataModule(num_bodies=1)
-        with pytest.raises(ValueError, match="num_particles must be at least 2, got 1"):
+        with pytest.raises(ValueError, match="expected num_particles to be a whole number of at least 2, got 1"):
             ChargedDataModule(num_particles=1)
         with pytest.raises(ValueError, match=r"expected one of .*'id', 'ood'"):
             GravityDataModule().samples("test")

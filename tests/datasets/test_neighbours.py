@@ -110,24 +110,24 @@ class TestChoice:
         assert len(calls) == 2 * tree
 
     def test_unsorted_batch(self) -> None:
-        with pytest.raises(ValueError, match="batch must be ascending"):
+        with pytest.raises(ValueError, match="expected batch to ascend"):
             radius_graph(torch.zeros(3, 3), 1.0, torch.tensor([0, 1, 0]))
-        with pytest.raises(ValueError, match="batch must be ascending"):
+        with pytest.raises(ValueError, match="expected batch to ascend"):
             knn_graph(torch.zeros(3, 3), 1, torch.tensor([0, 1, 0]))
 
     @pytest.mark.parametrize("radius", [0.0, -1.0, float("nan"), float("inf")])
     def test_bad_radius(self, radius: float) -> None:
-        with pytest.raises(ValueError, match="radius must be positive and finite"):
+        with pytest.raises(ValueError, match="expected radius to be a finite number above 0"):
             radius_graph(torch.zeros(3, 3), radius)
 
     def test_bad_arguments(self) -> None:
-        with pytest.raises(ValueError, match="k must be at least 1, got 0"):
+        with pytest.raises(ValueError, match="expected k to be a whole number of at least 1, got 0"):
             knn_graph(torch.zeros(3, 3), 0)
-        with pytest.raises(ValueError, match="max_neighbours must be at least 1, got 0"):
+        with pytest.raises(ValueError, match=r"expected max_neighbours to be .* at least 1 or None, got 0"):
             radius_graph(torch.zeros(3, 3), 1.0, max_neighbours=0)
-        with pytest.raises(ValueError, match=r"positions must be floating point \(n, d\)"):
+        with pytest.raises(ValueError, match=r"expected positions \(n, d\) in floating point"):
             knn_graph(torch.zeros(3), 1)
-        with pytest.raises(ValueError, match="positions must be finite"):
+        with pytest.raises(ValueError, match="expected finite positions"):
             knn_graph(torch.full((3, 3), float("nan")), 1)
-        with pytest.raises(ValueError, match=r"batch must be an integer \(3,\)"):
+        with pytest.raises(ValueError, match=r"expected batch of integers \(3,\)"):
             knn_graph(torch.zeros(3, 3), 1, torch.zeros(2, dtype=torch.long))

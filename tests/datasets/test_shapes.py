@@ -167,15 +167,15 @@ class TestDataset:
             assert not torch.equal(tensor, other[name])
 
     def test_bad_input(self) -> None:
-        with pytest.raises(ValueError, match="num_samples must be at least 1, got 0"):
+        with pytest.raises(ValueError, match="expected num_samples to be a whole number of at least 1, got 0"):
             shapes_dataset(0)
-        with pytest.raises(ValueError, match="num_points must be at least 2, got 1"):
+        with pytest.raises(ValueError, match="expected num_points to be a whole number of at least 2, got 1"):
             shapes_dataset(1, num_points=1)
         for noise in (-0.1, float("nan")):
-            with pytest.raises(ValueError, match="noise must be at least 0"):
+            with pytest.raises(ValueError, match="expected noise to be a finite number of at least 0"):
                 shapes_dataset(1, noise=noise)
         for crop in (-0.1, 1.0):
-            with pytest.raises(ValueError, match="crop must be in"):
+            with pytest.raises(ValueError, match="expected crop to be a finite number of at least 0 and below 1"):
                 shapes_dataset(1, crop=crop)
 
     def test_without_trimesh(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,9 +213,9 @@ class TestDataModule:
 
     def test_bad_input(self) -> None:
         for wrong in ("train_size", "batch_size", "steps_per_epoch"):
-            with pytest.raises(ValueError, match=f"{wrong} must be at least 1, got 0"):
+            with pytest.raises(ValueError, match=f"expected {wrong} to be a whole number of at least 1.* got 0"):
                 ShapesDataModule(**{wrong: 0})
-        with pytest.raises(ValueError, match="num_points must be at least 2"):
+        with pytest.raises(ValueError, match="expected num_points to be a whole number of at least 2"):
             ShapesDataModule(num_points=1)
         with pytest.raises(ValueError, match="noise"):
             ShapesDataModule(noise=-1.0)

@@ -54,7 +54,7 @@ def test_the_loss_is_the_one_written_by_hand(anchored: bool) -> None:
     pairs = [(module.net(R[i] @ x[i % 4]), R[i] @ (y if anchored else module.net(x))[i % 4]) for i in range(len(R))]
     expected = torch.stack([(a - b).square().mean() for a, b in pairs]).mean()
     torch.testing.assert_close(loss, expected)
-    assert loss != module.equivariance_loss(x, target=y if anchored else None, num_samples=2), "every call draws anew"
+    assert loss != module.equivariance_loss(x, target=y if anchored else None, num_samples=2), "every call draws again"
 
 
 def test_manual_optimisation_with_two_optimizers() -> None:
