@@ -5,8 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from types import FrameType
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch.utilities.parsing import collect_init_args
@@ -102,7 +101,7 @@ class SymmetryModule(SymmetryMixin):
         interval: Literal["epoch", "step"] = "epoch",
     ) -> None:
         super().__init__()
-        self._save_arguments()
+        self._save_arguments(inspect.currentframe())
         if not isinstance(net, nn.Module):
             raise TypeError(f"expected net to be a network, an nn.Module, got {net!r}")
         if not callable(loss) and not (isinstance(loss, str) and loss in LOSSES):
@@ -119,7 +118,8 @@ class SymmetryModule(SymmetryMixin):
             raise TypeError(f"expected optimizer to be a callable (parameters) -> optimizer, got {optimizer!r}")
         if scheduler is not None and not callable(scheduler):
             raise TypeError(f"expected scheduler to be a callable (optimizer) -> scheduler or None, got {scheduler!r}")
-        self.net, self.target, self.lr = net, target, None if lr is None else float(lr)
+        self.net, self.lr = net, None if lr is None else float(lr)
+        self.target = tuple(target) if isinstance(target, list) else target  # to be looked up in a dict
         self.inputs = [inputs] if isinstance(inputs, str | int) else inputs
         self.loss: Loss = LOSSES[loss] if isinstance(loss, str) else loss
         self.symmetry = None if symmetry is None else as_symmetry(symmetry)
@@ -131,17 +131,16 @@ class SymmetryModule(SymmetryMixin):
         self._measured: dict[str, MetricCollection] = {}  # by stage and loader, during an evaluation
 
     # ---- checkpoints ---------------------------------------------------------------------------------------------
-    def _save_arguments(self) -> None:
-        """`save_hyperparameters` for a constructor that takes objects, too; to be called in it."""
-        frame = cast(FrameType, inspect.currentframe())
+    def _save_arguments(self, frame: Any) -> None:
+        """`save_hyperparameters` for a constructor that takes objects, too; `frame` is that of the constructor."""
         *_, passed = collect_init_args(frame, [], classes=(type(self),))  # to the class itself, not to its bases
-        # Lightning would add the arguments of the bases, and of a module that makes this one in its constructor
+        # what Lightning finds: also of the bases, and of a module that makes this one in its constructor
         names = {name for call in collect_init_args(frame, []) for name in call}
         parameters = inspect.signature(type(self).__init__).parameters
         self._passed = [n for n, value in passed.items() if n not in parameters or value is not parameters[n].default]
         self._objects: list[str] = []
         self.save_hyperparameters(ignore=list(names))
-        if self.hparams:  # from a configuration file, which says how the objects are made, too
+        if "_instantiator" in self.hparams:  # of LightningCLI: what a configuration file says, of objects too
             self.save_hyperparameters()
             return
         kept = {}
@@ -166,7 +165,7 @@ class SymmetryModule(SymmetryMixin):
         message = f"no checkpoint holds objects: write {type(self).__name__}.load_from_checkpoint(path, {again})"
         if missing != ["strategies"]:
             raise ValueError(f"expected {', '.join(missing)} to be given again, for {message}")
-        rank_zero_warn(f"the module is loaded without its strategies, for {message} to train on with them")
+        rank_zero_warn(f"the module is loaded without its strategies, for {message} to train with them")
 
     # ---- to override ---------------------------------------------------------------------------------------------
     def default_metrics(self) -> Mapping[str, Metric]:

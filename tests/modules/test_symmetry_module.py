@@ -154,6 +154,7 @@ a, b, y = torch.randn(3, 5, 3).unbind()
         ({"p": a, "q": b, "extra": 1, "y": y}, {"target": "y", "inputs": ["p", "q"]}),
         ({"p": a, "q": b, "y": y}, {"target": "y", "inputs": {"b": "q", "a": "p"}}),
         ({"x": {"a": a}, "rest": (b, y)}, {"target": ("rest", 1), "inputs": {"a": "x.a", "b": ("rest", 0)}}),
+        ({"a": a, "b": b, "rest": (y,)}, {"target": ["rest", 0]}),
         (batch_of(a, b, y), {}),
     ],
 )
