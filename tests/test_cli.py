@@ -122,6 +122,9 @@ def test_help_is_the_docstrings(capsys: pytest.CaptureFixture[str]) -> None:
     words = " ".join(printed("fit", "--model.help", "lightning_equiv.ClassificationModule", capsys=capsys).split())
     assert "number of classes" in words
     assert "learning rate of all parameters" in words, "the arguments of the base are documented, too"
+    words = " ".join(printed("fit", "--data.help", "lightning_equiv.datasets.GravityDataModule", capsys=capsys).split())
+    assert "N, the star included. (type: int, default: 4)" in words
+    assert "number of validation samples. (type: int, default: 5000)" in words, "described by the base"
     words = " ".join(printed("--help", capsys=capsys).split())
     assert "python -m lightning_equiv" in words
     assert "Runs the full optimization routine" in words
