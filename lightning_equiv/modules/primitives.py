@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Any
@@ -40,7 +41,7 @@ def as_primitive(value: Any) -> Any:
     if isinstance(value, Representation):
         return repr(value)
     if isinstance(value, Symmetry):
-        names = ("inputs", "outputs", "batch", "index")
+        names = [field.name for field in dataclasses.fields(value) if field.name != "group"]
         arguments = {"group": str(value.group), **{name: as_primitive(getattr(value, name)) for name in names}}
         if Symmetry(**arguments) == value:
             return arguments

@@ -86,7 +86,7 @@ class SymmetryCallback(L.Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy is attached to nothing, and belongs to no module."""
-        left = {"_state": {}, "_state_of": None} if self._state_of is not None else {}
+        left: dict[str, Any] = {} if self._state_of is None else {"_state": {}, "_state_of": None}
         return {**self.__dict__, "_attachment": None, "_stage_undo": ExitStack(), **left}
 
     # ---- what a subclass writes ----------------------------------------------------------------------------------
