@@ -33,7 +33,7 @@ class PolygonGroup(Group):
 
     @property
     def order(self) -> int:  # type: ignore[override]
-        """N for the cyclic, 2 n for the dihedral group."""
+        """n for the cyclic, 2 n for the dihedral group."""
         return math.prod(self.moduli)
 
     def draw(self, n: int, generator: torch.Generator | None, device: torch.device) -> tuple[Tensor, ...]:

@@ -50,7 +50,7 @@ class Group(ABC):
 
     @abstractmethod
     def compose(self, g: GroupElement, h: GroupElement) -> GroupElement:
-        """G h: first h acts, then g; element by element."""
+        """g h: first h acts, then g; element by element."""
 
     @abstractmethod
     def inverse(self, g: GroupElement) -> GroupElement:
@@ -101,7 +101,7 @@ class Group(ABC):
         device: Device = None,
         dtype: torch.dtype | None = None,
     ) -> GroupElement:
-        """N independent elements from the Haar measure.
+        """n independent elements from the Haar measure.
 
         Args:
             n: how many; at least 1.

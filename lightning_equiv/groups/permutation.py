@@ -37,7 +37,7 @@ class Permutation(Group):
 
     @property
     def order(self) -> int:  # type: ignore[override]
-        """N!"""
+        """n!"""
         return math.factorial(self.n)
 
     def element(self, permutation: Tensor) -> GroupElement:

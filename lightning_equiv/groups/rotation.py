@@ -19,7 +19,7 @@ class OrthogonalGroup(Group):
 
     @property
     def dim(self) -> int:  # type: ignore[override]
-        """D (d - 1) / 2: one angle in the plane, three in space."""
+        """d (d - 1) / 2: one angle in the plane, three in space."""
         return self.space_dim * (self.space_dim - 1) // 2
 
     def element(self, matrix: Tensor) -> GroupElement:

@@ -272,7 +272,7 @@ class ConditionalBilinear(nn.Module):
 
 
 def _normalised(x: Tensor, first: int) -> tuple[Tensor, Tensor]:
-    """X divided by its root mean square over all but the `first` dimensions, and that; 0 stays 0."""
+    """x divided by its root mean square over all but the `first` dimensions, and that; 0 stays 0."""
     rows = x.reshape(*x.shape[:first], math.prod(x.shape[first:]))
     size = torch.linalg.vector_norm(rows, dim=-1) / math.sqrt(rows.shape[-1])  # its gradient at 0 is 0, not nan
     divisor = torch.where(size > 0, size, torch.ones_like(size))

@@ -112,7 +112,7 @@ def moves_pixels_to_pixels(group: Group) -> bool:
 
 
 def interpolate(x: Tensor, points: Tensor) -> Tensor:
-    """X at `points` by cubic convolution.
+    """x at `points` by cubic convolution.
 
     Args:
         x: (n, ..., size, size).
@@ -153,7 +153,7 @@ def _to_index(point: tuple[Tensor, ...], size: int) -> tuple[Tensor, Tensor]:
 
 
 def _gather(x: Tensor, index: Tensor) -> Tensor:
-    """X (n, ..., size, size) read at flat pixel numbers (n, size * size)."""
+    """x (n, ..., size, size) read at flat pixel numbers (n, size * size)."""
     flat = x.flatten(-2)
     index = index.to(x.device).reshape(len(index), *[1] * (flat.ndim - 2), flat.shape[-1])
     return flat.gather(-1, index.expand_as(flat)).unflatten(-1, x.shape[-2:])

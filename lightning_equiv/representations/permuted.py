@@ -133,7 +133,7 @@ class Regular(Representation):
 
 
 def gather(x: Tensor, source: Tensor, dim: int) -> Tensor:
-    """X read at places `source` along a dimension: y[n, .., i, ..] = x[n, .., source[n, i], ..].
+    """x read at places `source` along a dimension: y[n, .., i, ..] = x[n, .., source[n, i], ..].
 
     Args:
         x: (n, ...).

@@ -188,7 +188,7 @@ class BoundCall:
         return self.bind_output(y, self.inputs.inputs.repeat(times))
 
     def move_output(self, g: GroupElement, y: Tree, times: int = 1) -> Tree:
-        """G y for an output y of the call, `times` times over; see `BoundTree.move`."""
+        """g y for an output y of the call, `times` times over; see `BoundTree.move`."""
         return self.output(y).move(g, times).tree
 
 

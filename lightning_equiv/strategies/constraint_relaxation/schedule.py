@@ -32,12 +32,12 @@ SCHEDULES: dict[str, Schedule] = {"triangle": triangle, "linear": linear, "cosin
 
 
 def level(schedule: Schedule, step: int, total: int, end: float) -> float:
-    """Theta over its peak at an optimiser step: the schedule run over the first `end` of the run, exactly 0 after it.
+    """theta over its peak at an optimizer step: the schedule run over the first `end` of the run, exactly 0 after it.
 
     Args:
         schedule: a function of progress 0 .. 1.
-        step: optimiser steps done.
-        total: optimiser steps of the whole run.
+        step: optimizer steps done.
+        total: optimizer steps of the whole run.
         end: the part of the run after which the level is 0.
     """
     p = step / (total * end)

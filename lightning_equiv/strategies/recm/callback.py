@@ -253,7 +253,7 @@ class RECM(BranchCallback):
         recurrent.gain = self.gain * min(1.0, max(0.0, 2 * (1 - step / total)))
 
     def commit(self) -> None:
-        """H <- (1 - b) h + b s, once for every optimizer step."""
+        """h <- (1 - b) h + b s, once for every optimizer step."""
         for recurrence in self._recurrent.recurrences.values():
             recurrence.commit(self._recurrent.gain)
 

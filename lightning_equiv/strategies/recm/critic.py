@@ -51,7 +51,7 @@ class LipschitzCritic(nn.Module):
         return nn.functional.linear(hidden, unit(self.outer.weight.to(projected)))
 
     def direction(self) -> Tensor:
-        """W / |w|."""
+        """w / |w|."""
         return nn.functional.normalize(self.w, dim=0)
 
 
@@ -185,7 +185,7 @@ def _invariant(y: Tensor) -> Tensor:
 
 
 def wide(x: Tensor) -> Tensor:
-    """X in float32 at least."""
+    """x in float32 at least."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 

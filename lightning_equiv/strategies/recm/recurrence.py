@@ -62,7 +62,7 @@ class Recurrence:
         self.pending: list[tuple[Tensor, Tensor]] = []
 
     def level(self, step: Step, x: Tensor, f_x: Tensor) -> Tensor:
-        """Theta of one call of the layer, from the state that this call would leave."""
+        """theta of one call of the layer, from the state that this call would leave."""
         x_rows = feature_rows(self.branch, x, "in")
         count = len(x_rows.values)
         if step.y is None:
@@ -85,7 +85,7 @@ class Recurrence:
         return theta
 
     def commit(self, gain: float) -> None:
-        """H <- (1 - b) h + b s with the mean s since the last time; the mean squares alike; theta from them."""
+        """h <- (1 - b) h + b s with the mean s since the last time; the mean squares alike; theta from them."""
         if self.pending:
             nan = float("nan")
             s, squares = (
@@ -109,7 +109,7 @@ class Recurrence:
 
 
 def finite(x: Tensor, otherwise: Tensor) -> Tensor:
-    """X, or `otherwise` if a number in x is none: one bad batch must not stay in a state for good."""
+    """x, or `otherwise` if a number in x is none: one bad batch must not stay in a state for good."""
     return torch.where(torch.isfinite(x).all(), x, otherwise)
 
 

@@ -151,7 +151,7 @@ class REMUL(SymmetryCallback):
         task_loss: Tensor,
         calls: list[Call],
     ) -> Tensor:
-        """Alpha L_task + beta L_equi."""
+        """alpha L_task + beta L_equi."""
         if not calls:
             raise RuntimeError(
                 f"{type(self).__name__}: network={self.network!r} was not called in `training_step`: name "
