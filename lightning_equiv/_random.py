@@ -21,12 +21,6 @@ def derived_generator(*key: object) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
 
 
-def process_rank() -> int:
-    """This process's number under distributed training, 0 elsewhere: a part of every key of `derived_generator`."""
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return torch.distributed.get_rank() if distributed else 0
-
-
 _private: dict[int, torch.Generator] = {}
 
 

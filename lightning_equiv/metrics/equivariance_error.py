@@ -11,10 +11,11 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lightning_equiv._checks import check_number
-from lightning_equiv._random import derived_generator, process_rank
+from lightning_equiv._random import derived_generator
 from lightning_equiv.metrics.functional import Kind, equivariance_sums, reduce_sums
 from lightning_equiv.symmetry.call import TOTAL
 from lightning_equiv.symmetry.symmetry import Symmetry, as_symmetry
+from lightning_equiv.wiring.ranks import process_rank
 
 
 class EquivarianceError(Metric):

@@ -8,13 +8,14 @@ from typing import Any, Literal
 import lightning as L
 from torch import Tensor
 
-from lightning_equiv._random import derived_generator, process_rank
+from lightning_equiv._random import derived_generator
 from lightning_equiv.metrics.functional import Distance, as_distance, equivariance_loss
 from lightning_equiv.metrics.monitor import EquivarianceMonitor
 from lightning_equiv.strategies.base import SymmetryCallback
 from lightning_equiv.symmetry.symmetry import Symmetry
 from lightning_equiv.symmetry.tree import Tree
 from lightning_equiv.wiring.network import find_network
+from lightning_equiv.wiring.ranks import process_rank
 
 _BROUGHT = "_lightning_equiv_brought"  # on a Trainer: the callbacks that its module brought
 

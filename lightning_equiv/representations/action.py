@@ -71,3 +71,8 @@ torch.compiler.assume_constant_result(_matmul_is_exact)
 def product_dtype(dtype: torch.dtype) -> torch.dtype:
     """Where a product is taken: float64 where float32 would be TF32 or bfloat16 (errors of 1e-3 and 2e-2)."""
     return torch.float64 if dtype == torch.float64 or not _matmul_is_exact() else torch.float32
+
+
+def wide(x: Tensor) -> Tensor:
+    """x in float32 at least."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_equiv.groups.finite import PolygonGroup
 from lightning_equiv.groups.group import AlgebraElement, Group, GroupElement
-from lightning_equiv.representations.action import apply_matrix, check_dim
+from lightning_equiv.representations.action import apply_matrix, check_dim, wide
 from lightning_equiv.representations.representation import Representation
 
 
@@ -45,10 +45,10 @@ class Image(Representation):
         if not x.is_floating_point():
             raise ValueError(f"expected floating point pixels to differentiate, got {x.dtype}: write x.float()")
         size = x.shape[-1]
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        velocity = turned_grid(size, a.matrix.to(wide))  # p^T Omega = -(Omega p)^T
+        pixels = wide(x)
+        velocity = turned_grid(size, a.matrix.to(pixels))  # p^T Omega = -(Omega p)^T
         velocity = velocity.reshape(len(a), *[1] * (x.ndim - 3), size, size, 2)
-        padded = torch.nn.functional.pad(wide, (1, 1, 1, 1))
+        padded = torch.nn.functional.pad(pixels, (1, 1, 1, 1))
         slope_x = (padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2]) / 2
         slope_y = (padded[..., :-2, 1:-1] - padded[..., 2:, 1:-1]) / 2  # y grows upwards, rows downwards
         return (velocity[..., 0] * slope_x + velocity[..., 1] * slope_y).to(x.dtype)
@@ -124,10 +124,10 @@ def interpolate(x: Tensor, points: Tensor) -> Tensor:
     if not x.is_floating_point():
         raise ValueError(f"expected floating point pixels to interpolate, got {x.dtype}: write x.float()")
     size = x.shape[-1]
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    pixels = wide(x)
     column, row = _to_index(points.to(x.device).unbind(-1), size)
     column_0, row_0 = column.floor(), row.floor()
-    total = torch.zeros((), device=x.device, dtype=wide.dtype)
+    total = torch.zeros((), device=x.device, dtype=pixels.dtype)
     for i in range(-1, 3):
         for j in range(-1, 3):
             r, c = row_0 + i, column_0 + j
@@ -135,7 +135,7 @@ def interpolate(x: Tensor, points: Tensor) -> Tensor:
             weight = _keys(row - r) * _keys(column - c) * inside
             index = (r.clamp(0, size - 1) * size + c.clamp(0, size - 1)).long()
             shape = (len(weight), *[1] * (x.ndim - 3), size, size)
-            total = total + weight.to(wide.dtype).reshape(shape) * _gather(wide, index)
+            total = total + weight.to(pixels.dtype).reshape(shape) * _gather(pixels, index)
     return total.to(x.dtype)
 
 

@@ -25,6 +25,7 @@ import torch
 from e3nn import o3
 from torch import Tensor
 
+from lightning_equiv.groups.group import element_dtype
 from lightning_equiv.representations.action import product_dtype
 
 _PRODUCT_DEGREE = (
@@ -105,7 +106,7 @@ def wigner_D_list(max_degree: int, rotation: Tensor) -> list[Tensor]:
     if max_degree < 2:
         return matrices
     # float64 whatever the dtype in: autocast and reduced-precision matmuls leave it alone, and errors do not pile up.
-    R = D = rotation.reshape(-1, 3, 3).to(_widest(rotation.device))
+    R = D = rotation.reshape(-1, 3, 3).to(element_dtype(rotation.device))
     for degree in range(2, max_degree + 1):
         D = _next_degree(degree, D, R)
         matrices.append(D.reshape(*batch, 2 * degree + 1, 2 * degree + 1).to(rotation.dtype))
@@ -221,7 +222,7 @@ def rotate_irreps_infinitesimal(omega: Tensor, x: Tensor, irreps: o3.Irreps | st
     dim = _check(omega, (3,), x, irreps, layout.width, dim)
     if layout.max_degree == 0:
         return torch.zeros_like(x)
-    wide = omega.to(_widest(omega.device))
+    wide = omega.to(element_dtype(omega.device))
     with _outside_autocast(x.device):
         parts = list(x.split(layout.sizes, dim))
         for i, block in enumerate(layout.blocks):
@@ -355,10 +356,6 @@ def _check(acting: Tensor, shape: Sequence[int], x: Tensor, irreps: o3.Irreps | 
 def _check_degree(degree: int) -> None:
     if degree < 0:
         raise ValueError(f"expected a degree l >= 0, got {degree}")
-
-
-def _widest(device: torch.device) -> torch.dtype:
-    return torch.float32 if device.type == "mps" else torch.float64  # mps has no float64
 
 
 def _outside_autocast(device: torch.device) -> AbstractContextManager[object]:

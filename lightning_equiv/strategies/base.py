@@ -16,8 +16,9 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
 
 from lightning_equiv._checks import check_number
-from lightning_equiv._random import derived_generator, process_rank
+from lightning_equiv._random import derived_generator
 from lightning_equiv.wiring.override import override
+from lightning_equiv.wiring.ranks import process_rank
 
 
 @dataclass(eq=False)

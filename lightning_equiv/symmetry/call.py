@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_equiv.groups.group import Group, GroupElement
+from lightning_equiv.representations.action import wide
 from lightning_equiv.representations.representation import Representation
 from lightning_equiv.symmetry.graphs import Inputs, repeat_graphs, shifted
 from lightning_equiv.symmetry.tree import Rebuild, Spec, Tree, children, describe, fits, join
@@ -122,8 +123,7 @@ class BoundTree:
                 raise ValueError(f"expected real numbers at {place!r}, got {t.x.dtype}: return torch.view_as_real(x)")
             if t.x.ndim == 0:
                 self.inputs.owner(t.x, t.path)  # which it has not: an error
-            x = t.x.to(torch.promote_types(t.x.dtype, torch.float32))
-            found.update((part_name(t.path, name), part) for name, part in t.representation.parts(x).items())
+            found.update((part_name(t.path, name), part) for name, part in t.representation.parts(wide(t.x)).items())
         if not found:
             raise ValueError(
                 f"expected the network to return tensors that `{self.name}` names, got {describe(self.tree)}"

@@ -14,9 +14,11 @@ of W drho_in(A_i) x.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from lightning_equiv.groups.group import AlgebraElement, Group, GroupElement
 from lightning_equiv.layers.branch import Branch, LinearBranch
@@ -72,11 +74,25 @@ def _squares(branches: list[Branch], group: Group | None) -> list[tuple[Tensor, 
 
 
 def mean_squares(C: Tensor, moments: Tensor) -> Tensor:
-    """mean_x | C x |^2 = tr(C M C^T) of stacked matrices C (l, rows, in) and moments M (l, in, in)."""
-    held = C.detach()
-    CM = held @ moments
-    # the value <C, CM> with its gradient 2 CM: M is symmetric, and one product is enough for both
-    return ((2 * C - held) * CM).sum((-2, -1))
+    """mean_x | C x |^2 = tr(C M C^T) of stacked matrices C (l, rows, in) and moments M (l, in, in), held constant."""
+    squares: Tensor = _MeanSquares.apply(C, moments)  # type: ignore[no-untyped-call]
+    return squares
+
+
+class _MeanSquares(torch.autograd.Function):
+    """tr(C M C^T) with its gradient 2 C M: M is symmetric, so that the one product C M serves value and gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, C: Tensor, moments: Tensor) -> Tensor:
+        CM = C @ moments
+        ctx.save_for_backward(CM)
+        return (C * CM).sum((-2, -1))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (CM,) = ctx.saved_tensors
+        return 2 * gradient[..., None, None] * CM, None
 
 
 def second_moment(rows: Tensor) -> Tensor:

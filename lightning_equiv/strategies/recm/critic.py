@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from lightning_equiv.groups.group import Group, GroupElement
 from lightning_equiv.layers.branch import Branch
+from lightning_equiv.representations.action import wide
 from lightning_equiv.representations.representation import Representation
 
 GELU_SLOPE = 1.1289042  # the largest slope of GELU, at sqrt(2)
@@ -182,11 +183,6 @@ def _invariant(y: Tensor) -> Tensor:
     folds = math.ceil(rows.shape[1] / INVARIANT_SIZE)
     rows = nn.functional.pad(rows, (0, folds * INVARIANT_SIZE - rows.shape[1]))
     return rows.unflatten(1, (folds, INVARIANT_SIZE)).sum(1) / math.sqrt(folds)
-
-
-def wide(x: Tensor) -> Tensor:
-    """x in float32 at least."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def mean_squares(x: Rows, y: Rows) -> Tensor:

@@ -19,6 +19,7 @@ from lightning_equiv.strategies.recm.critic import (
     target_rows,
     violation,
 )
+from lightning_equiv.wiring.ranks import mean_over_ranks
 
 
 @dataclass
@@ -111,23 +112,3 @@ class Recurrence:
 def finite(x: Tensor, otherwise: Tensor) -> Tensor:
     """x, or `otherwise` if a number in x is none: one bad batch must not stay in a state for good."""
     return torch.where(torch.isfinite(x).all(), x, otherwise)
-
-
-class _MeanOverRanks(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        total = x.clone()
-        torch.distributed.all_reduce(total)
-        return total / torch.distributed.get_world_size()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return _MeanOverRanks.forward(ctx, gradient)
-
-
-def mean_over_ranks(x: Tensor) -> Tensor:
-    """The mean over processes, with its gradient; x itself where there is one."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return x
-    mean: Tensor = _MeanOverRanks.apply(x)  # type: ignore[no-untyped-call]
-    return mean

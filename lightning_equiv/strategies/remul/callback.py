@@ -21,6 +21,7 @@ from lightning_equiv.symmetry.tree import Tree, describe, flatten, lookup
 from lightning_equiv.wiring.call_recorder import Call, CallRecorder
 from lightning_equiv.wiring.frozen_randomness import frozen_randomness
 from lightning_equiv.wiring.network import find_network
+from lightning_equiv.wiring.ranks import mean_over_ranks
 from lightning_equiv.wiring.training_step import StepHooks, wrap_training_step
 
 Target = str | int | Sequence[Hashable] | Callable[[Any], Any]
@@ -213,10 +214,7 @@ class REMUL(SymmetryCallback):
         """One step of GradNorm on the weights, for the next batch."""
         gradients = [torch.autograd.grad(loss, shared, retain_graph=True, allow_unused=True)[0] for loss in losses]
         flat = torch.stack([torch.zeros_like(shared) if g is None else g for g in gradients]).flatten(1).float()
-        values = torch.cat([flat, losses.detach().float()[:, None]], dim=1)
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(values)
-            values = values / torch.distributed.get_world_size()
+        values = mean_over_ranks(torch.cat([flat, losses.detach().float()[:, None]], dim=1))
         gradient_norms, values = values[:, :-1].norm(dim=1), values[:, -1]
         if balance.first_losses is None:
             balance.first_losses = values

@@ -98,6 +98,8 @@ class SymmetryCloning(SymmetryCallback):
         lr: of phase one, Adam, falling along half a cosine.
         max_teacher_error: relative equivariance error above which a teacher is refused.
         cache: a file for the clone; a second run that finds it does not clone again.
+        cache_key: what else the clone depends on; a file written under another key is refused. Needed where `inputs` is
+            a function.
         seed: of the draws.
         name: prefix of what is logged.
 
@@ -137,6 +139,7 @@ class SymmetryCloning(SymmetryCallback):
         lr: float = 1e-3,
         max_teacher_error: float = 1e-3,
         cache: str | Path | None = None,
+        cache_key: str | None = None,
         seed: int = 0,
         name: str = "symmetry_cloning",
     ) -> None:
@@ -163,6 +166,12 @@ class SymmetryCloning(SymmetryCallback):
         self.weight = {"retain": 0.0, "break": 0.0, "anneal": 1e-3}[mode] if weight is None else weight
         self.frozen = mode == "retain" and not weight
         self.cache = None if cache is None else Path(cache)
+        if callable(inputs) and cache is not None and cache_key is None:
+            raise ValueError(
+                "`inputs` is a function, and no file can tell one function from another: write cache_key='...', a name "
+                "that you change with the function"
+            )
+        self.cache_key = (cache_key, None if callable(inputs) else inputs)
         self.settings = Settings(steps, batch_size, lr, tolerance, resample, match, seed)
         self.report: dict[str, float] = {}
 
@@ -243,11 +252,8 @@ class SymmetryCloning(SymmetryCallback):
         like = next(iter(parameters.values()))
         wide = torch.empty((), dtype=torch.promote_types(like.dtype, torch.float32), device=like.device)
         teacher = copy.deepcopy(self.teacher).to(wide).eval()
-        inputs = (
-            getattr(self.inputs, "__qualname__", self.inputs),
-            None if self.symmetry is None else str(self.symmetry.group),
-        )
-        key = fingerprint(teacher, student, self.settings, inputs)
+        group = None if self.symmetry is None else str(self.symmetry.group)
+        key = fingerprint(teacher, student, self.settings, (self.cache_key, group))
         if self.cache is not None and self.cache.exists():
             self._from_cache(self.cache, key, student)
             return
