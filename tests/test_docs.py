@@ -8,6 +8,7 @@ from pathlib import Path
 import lightning as L
 import pytest
 import torch
+import yaml
 from torch import Tensor, nn
 
 import lightning_equiv
@@ -31,6 +32,13 @@ def test_every_public_name_is_in_the_docs_and_the_changelog(name: str) -> None:
             "Representation",
             "SymmetryCallback",
         )
+
+
+def test_the_citation_file_names_this_release() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert {"cff-version", "message", "title", "authors", "abstract", "keywords", "license"} <= set(citation)
+    assert citation["version"] == lightning_equiv.__version__
+    assert f'Source = "{citation["repository-code"]}"' in (ROOT / "pyproject.toml").read_text()
 
 
 def test_every_local_link_of_the_readme_leads_somewhere() -> None:
