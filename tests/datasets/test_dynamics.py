@@ -182,7 +182,7 @@ class TestPhysics:
     )
     def test_equivariance(self, simulate: Callable[..., tuple[Tensor, Tensor]], state: State, improper: bool) -> None:
         weights, x, v = state
-        turn = torch.from_numpy(Rotation.random(rng=np.random.default_rng(0)).as_matrix()) * (-1 if improper else 1)
+        turn = torch.from_numpy(Rotation.random(None, np.random.default_rng(0)).as_matrix()) * (-1 if improper else 1)
         order = torch.randperm(x.shape[1], generator=_generator(3))
         shift = torch.tensor([0.3, -0.2, 0.1], dtype=torch.float64)
         f_gx, _ = simulate(weights[:, order], (x @ turn.T + shift)[:, order], (v @ turn.T)[:, order], steps=50)
