@@ -9,6 +9,7 @@ import lightning as L
 import pytest
 import torch
 import yaml
+from packaging.requirements import Requirement
 from torch import Tensor, nn
 
 import lightning_equiv
@@ -39,6 +40,23 @@ def test_the_citation_file_names_this_release() -> None:
     assert {"cff-version", "message", "title", "authors", "abstract", "keywords", "license"} <= set(citation)
     assert citation["version"] == lightning_equiv.__version__
     assert f'Source = "{citation["repository-code"]}"' in (ROOT / "pyproject.toml").read_text()
+
+
+@pytest.mark.skipif(not (ROOT / ".ci").is_dir(), reason="a source distribution has no .ci")
+def test_the_oldest_versions_are_those_that_pyproject_promises() -> None:
+    lines = (ROOT / ".ci" / "constraints-oldest.txt").read_text().splitlines()
+    pins = dict(line.partition("#")[0].strip().split("==") for line in lines if "==" in line)
+    text = (ROOT / "pyproject.toml").read_text()
+    promised = re.search(r"^dependencies = .*?^docs = ", text, re.DOTALL | re.MULTILINE)
+    assert promised
+    requirements = [Requirement(line) for line in re.findall(r'"(.+?[<>=].+?)"', promised[0])]
+    requirements = [r for r in requirements if r.name != "torch-cluster"]  # compiled, and skipped there
+    assert len(requirements) >= 9
+    for requirement in requirements:
+        (oldest,) = [s.version for s in requirement.specifier if s.operator == ">="]
+        pin = pins[requirement.name]
+        assert pin in requirement.specifier
+        assert (pin + ".0").startswith(oldest + "."), f"{requirement} is tested with {pin}"
 
 
 def test_every_local_link_of_the_readme_leads_somewhere() -> None:
