@@ -108,8 +108,8 @@ class Group(ABC):
             generator: whose random numbers. The draw is made on the generator's device and then moved, so that the
                 same generator gives the same elements everywhere. None: a private generator that starts from
                 `torch.initial_seed()`; the global generator is never touched.
-            device: where the elements shall lie.
-            dtype: precision of the real coordinates; float64 unless said otherwise.
+            device: where the elements will lie.
+            dtype: precision of the real coordinates; float64 by default.
 
         Raises:
             ValueError: n < 1.

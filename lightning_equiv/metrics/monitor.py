@@ -21,7 +21,7 @@ from lightning_equiv.wiring.network import find_network
 class EquivarianceMonitor(L.Callback):
     r"""Measures how equivariant a network is while it is validated or tested, and logs it.
 
-    The network's calls in the user's own `validation_step` (`test_step`) are remembered; after the step the network is
+    The network's calls in the user's own `validation_step` (`test_step`) are recorded; after the step the network is
     run again on moved inputs, see `EquivarianceError` for the formulas; several loaders have one value together. The
     value is logged as `name` (validation) and `test_name` (test), so `EarlyStopping(monitor="equivariance_error")` and
     `ModelCheckpoint` can use it.
@@ -132,23 +132,23 @@ class EquivarianceMonitor(L.Callback):
 
     # ---- Lightning's hooks ---------------------------------------------------------------------------------------
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """A name that does not exist is said before the first batch."""
+        """Refuse a name that does not exist before the first batch."""
         find_network(pl_module, self.network)
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Take hold of the network."""
+        """Begin an evaluation: record the network's calls."""
         self._start(trainer, pl_module)
 
     def on_test_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Take hold of the network."""
+        """Begin an evaluation: record the network's calls."""
         self._start(trainer, pl_module)
 
     def on_validation_batch_start(self, *_: Any, **__: Any) -> None:
-        """Begin to remember calls."""
+        """Begin to record calls."""
         self._before_batch()
 
     def on_test_batch_start(self, *_: Any, **__: Any) -> None:
-        """Begin to remember calls."""
+        """Begin to record calls."""
         self._before_batch()
 
     def on_validation_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any, **__: Any) -> None:
@@ -160,17 +160,17 @@ class EquivarianceMonitor(L.Callback):
         self._after_batch(trainer, pl_module)
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Log, and let go."""
+        """Log, and take the hooks away."""
         self._log(pl_module)
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Log, and let go."""
+        """Log, and take the hooks away."""
         self._log(pl_module, prefix="test_")
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Let go."""
+        """Take the hooks away."""
         self._finish()
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Let go."""
+        """Take the hooks away."""
         self._finish()

@@ -20,7 +20,7 @@ def apply_matrix(matrix: Tensor, x: Tensor, dim: int = -1, translation: Tensor |
         translation: (n, d), or (1, d).
 
     Returns:
-        Of the shape, device and dtype of x; reckoned in true float32 at least, rounded once.
+        Of the shape, device and dtype of x; computed in true float32 at least, rounded once.
 
     Raises:
         ValueError: x is not floating point, or has another number of rows.

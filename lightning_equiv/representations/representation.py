@@ -1,7 +1,7 @@
 """How a group element moves one tensor: what a representation is, how two are combined, how one is written.
 
 A representation rho is called as `rho(g, x)`. The first dimension of x is the batch: row i is moved by element i, or
-all rows by the only element. Everything between is along for the ride: x keeps its shape, device and dtype.
+all rows by the only element. The dimensions between are left as they are: x keeps its shape, device and dtype.
 `rho.infinitesimal(a, x)` is the derivative d/dt rho(exp(t a)) x at t = 0.
 """
 

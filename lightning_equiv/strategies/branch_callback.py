@@ -58,8 +58,8 @@ class BranchCallback(SymmetryCallback):
 
     The branches are made before the optimizers and before DDP wraps the module, live in a container that the module's
     state dict does not show, have their gradients clipped apart from the model's, and are gone after `fit`. Validation
-    sees the projected network, theta = 0, unless told otherwise. A subclass says what theta is (`progress`) and what
-    joins the loss (`penalty`).
+    sees the projected network, theta = 0, unless `evaluate` asks for the relaxed one. A subclass writes what theta is
+    (`set_progress`) and what joins the loss (`penalty`).
 
     Args:
         layers: which layers, see `wiring.layers.find_layers`.

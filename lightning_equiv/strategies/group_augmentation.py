@@ -18,9 +18,9 @@ class GroupAugmentation(SymmetryCallback):
 
         min  E_x,y E_g  l( f(rho_X(g) x), rho_Y(g) y )
 
-    Moves the batch, inputs and labels, as `symmetry.batch` says, before `training_step` sees it. On the device of
-    the batch, no
-    copy to the host. Validation is left alone. Nothing about the loss changes, so manual optimisation works too.
+    Moves the batch, inputs and labels, as `symmetry.batch` says, before `training_step` sees it, on the device of the
+    batch, without a copy to the host. Validation is left alone. Nothing about the loss changes, so manual optimisation
+    works too.
 
     Args:
         symmetry: its `batch` mirrors the batch of the dataloader.

@@ -1,4 +1,4 @@
-"""Clip the gradients of weights of ours apart from the model's, so that theirs are clipped as without ours."""
+"""Clip the gradients of added weights apart from the model's, so that the model's are clipped as without them."""
 
 from __future__ import annotations
 

@@ -27,8 +27,8 @@ class StepHooks:
     """What happens around the user's step.
 
     Attributes:
-        before: batch -> the batch that the step shall see.
-        ready: told the batch that the step will see, when everybody has changed it who wants to.
+        before: batch -> the batch that the step will see.
+        ready: called with the batch that the step will see, after all `before`.
         after: (batch that the step saw, its loss) -> the loss to train on.
         done: called as soon as the step has returned, before anything else runs the network.
         skipped: called in place of `after` where the step returned no loss, by which Lightning skips the batch.

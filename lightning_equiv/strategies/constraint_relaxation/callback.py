@@ -24,9 +24,8 @@ class ConstraintRelaxation(BranchCallback):
         C_i = W drho_in(A_i) - drho_out(A_i) W,    A_i a basis of the Lie algebra (for finite groups: generators g_i)
 
     The first penalty, the Lie derivative of W, is 0 where W is equivariant; the second bounds what is lost when the
-    branch is
-    dropped. x is held constant in both. The schedule ends at `end` of the run, so that the strict network has the
-    rest of it, and of the learning rate, to itself. Checkpoints and validation are the strict network's throughout.
+    branch is dropped. x is held constant in both. The schedule ends at `end` of the run, so that the strict network has
+    the rest of it, and of the learning rate, to itself. Checkpoints and validation are the strict network's throughout.
 
     The defaults differ from the paper's: strong penalties and an early end, chosen on validation so that relaxing does
     no harm; see the docs for what was measured. `ConstraintRelaxation.published` has the settings of the paper.

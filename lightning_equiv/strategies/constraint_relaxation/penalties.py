@@ -5,10 +5,9 @@
                                          connected
     |W|^2 = mean_x | W x |^2
 
-With the second moment M = mean_x x x^T, mean_x |C x|^2 = tr(C M C^T): the matrices C are formed once a step,
-whatever the
-number of rows, and x needs no gradient. A nonlinear branch n takes the derivative of n along drho_in(A_i) x in place
-of W drho_in(A_i) x.
+With the second moment M = mean_x x x^T, mean_x |C x|^2 = tr(C M C^T): the matrices C are formed once a step, whatever
+the number of rows, and x needs no gradient. A nonlinear branch n takes the derivative of n along drho_in(A_i) x in
+place of W drho_in(A_i) x.
 """
 
 from __future__ import annotations
@@ -31,15 +30,15 @@ def penalties(branches: Sequence[Branch], group: Group | None) -> tuple[Tensor, 
     """(Lie penalty, norm penalty), each a sum over branches of the roots of |C|^2 and |W|^2.
 
     Args:
-        branches: with the inputs that they heard in this step; one that heard nothing counts nothing.
+        branches: with the inputs of their layers in this step; a layer that did not run adds nothing.
         group: whose action the branches should commute with; None leaves the Lie penalty out (0).
     """
-    heard = [b for b in branches if b.inputs]
-    if not heard:
+    ran = [b for b in branches if b.inputs]
+    if not ran:
         zero = branches[0].theta.new_zeros(())
         return zero, zero
-    with torch.autocast(heard[0].theta.device.type, enabled=False):
-        squares = [pair for alike in _alike(heard) for pair in _squares(alike, group)]
+    with torch.autocast(ran[0].theta.device.type, enabled=False):
+        squares = [pair for alike in _alike(ran) for pair in _squares(alike, group)]
     lie, norm = torch.stack([square for square, _ in squares]), torch.stack([square for _, square in squares])
     return (lie + EPS).sqrt().sum(), (norm + EPS).sqrt().sum()
 

@@ -90,7 +90,7 @@ class RECM(BranchCallback):
         critic_width: hidden width of u.
         state_dim: length of h.
         start: "relaxed" from theta = 1, or "equivariant" from theta = 0.
-        threshold: |theta| under which a branch counts for nothing, in evaluation and at the end.
+        threshold: |theta| under which a layer is strict, in evaluation and at the end.
         finalize: "keep" what is above the threshold, or "drop" all branches.
         max_rows: rows of a layer that s is averaged over, evenly spaced.
         evaluate: "projected", "relaxed" (with the branches above the threshold) or "both".

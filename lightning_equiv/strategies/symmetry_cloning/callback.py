@@ -93,7 +93,7 @@ class SymmetryCloning(SymmetryCallback):
         mode: phase two. "retain": the student stays as it is, or, with a `weight`, near; "break": it trains, pulled
             back with a constant `weight`; "anneal": the pull decays linearly to 0.
         weight: beta / s^2 of the pull; None is frozen for "retain", 0 for "break", 1e-3 for "anneal".
-        match: "output", or {layer of the student: layer of the teacher}, whose outputs shall be equal.
+        match: "output", or {layer of the student: layer of the teacher}, whose outputs are to be equal.
         batch_size: inputs of a step of phase one, for noise.
         lr: of phase one, Adam, falling along half a cosine.
         max_teacher_error: relative equivariance error above which a teacher is refused.
@@ -104,7 +104,7 @@ class SymmetryCloning(SymmetryCallback):
         name: prefix of what is logged.
 
     Raises:
-        ValueError: an unconditional student of a family whose weights are drawn anew; outputs that do not match; a
+        ValueError: an unconditional student of a family whose weights are drawn again; outputs that do not match; a
             teacher that is not equivariant; a cache that belongs to another teacher or student.
         RuntimeError: a tolerance that was not reached; manual optimisation.
 
@@ -177,14 +177,14 @@ class SymmetryCloning(SymmetryCallback):
 
     # ---- the hold ------------------------------------------------------------------------------------------------
     def _attach(self, module: L.LightningModule, undo: ExitStack) -> Taught:
-        """Find the student, freeze it where it shall stay as it is, and pull it back to the clone."""
+        """Find the student, freeze it where it is to stay as it is, and pull it back to the clone."""
         student = find_network(module, self.network)
         if not any(True for _ in student.parameters()):
-            raise ValueError(f"network={self.network!r} has no parameters: expected the network that shall be taught")
+            raise ValueError(f"network={self.network!r} has no parameters: expected the network to teach")
         if num_weights(self.teacher) and self.settings.resample != "never" and not takes_weights(student, 1):
             raise ValueError(
                 f"network={self.network!r} ({type(student).__name__}) is called with x alone, but the teacher's "
-                f"weights tau are drawn anew (resample={self.settings.resample!r}): the best that such a student can "
+                f"weights tau are drawn again (resample={self.settings.resample!r}): the best that such a student can "
                 "learn is the mean over tau, which is 0. Let it be called with (x, tau), as `ConditionalMLP` is, or "
                 "clone one member of the family with resample='never'"
             )

@@ -29,7 +29,7 @@ from lightning_equiv.symmetry.tree import Tree, tensors
 from lightning_equiv.wiring.evaluation import evaluating
 from lightning_equiv.wiring.network import find_network
 
-_PLAIN = (bool, int, float, str, tuple)  # attributes that tell one teacher from another with the same weights
+_PLAIN = (bool, int, float, str, tuple)  # attributes in which teachers with the same weights differ
 CHECK_EVERY = 50  # steps between two looks at the held-out error
 
 
@@ -45,7 +45,7 @@ class Pair:
     Args:
         student: h.
         teacher: Phi.
-        match: what of them shall be equal.
+        match: what of them is to be equal.
 
     Raises:
         ValueError: a name in `match` that does not exist.
@@ -63,7 +63,7 @@ class Pair:
             ]
 
     def outputs(self, args: Args, tau: Tensor | None) -> list[tuple[Tensor, Tensor]]:
-        """(h, Phi) of every tensor that shall be equal.
+        """(h, Phi) of every tensor that is to be equal.
 
         Raises:
             ValueError: other numbers or shapes of tensors.
@@ -127,7 +127,7 @@ def clone(pair: Pair, draws: Draws, settings: Settings, progress: Callable[[int,
         pair: the student is trained in place, with an optimizer of its own.
         draws: inputs.
         settings: how.
-        progress: told the step and the held-out error.
+        progress: called with the step and the held-out error.
     """
     parameters = [p for p in own_parameters(pair.student).values() if p.requires_grad]
     optimizer = torch.optim.Adam(parameters, lr=settings.lr)

@@ -29,8 +29,8 @@ class Settings:
         batch_size: drawn inputs of a step.
         lr: of Adam at the start; it falls along half a cosine.
         tolerance: wanted equivariance error eps; it stops at a held-out relative MSE of (eps / 2)^2.
-        resample: how often the weights tau of a family of teachers are drawn anew.
-        match: "output", or names of the student's layers and of the teacher's that they shall equal.
+        resample: how often the weights tau of a family of teachers are drawn again.
+        match: "output", or names of the student's layers and of the teacher's that are to be equal.
         seed: of the draws.
     """
 
@@ -54,7 +54,7 @@ class Draws:
     Args:
         teacher: with `num_weights` where it is a family.
         x: step -> the arguments of a call, without tau.
-        settings: says when tau changes.
+        settings: when tau changes.
         like: a tensor on the device and in the precision in which the inputs are wanted.
     """
 
