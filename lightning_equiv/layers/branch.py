@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from lightning_equiv.layers.choose import Layer, first_tensor
+from lightning_equiv.layers.layer import Layer
 
 
 class LinearBranch(nn.Module):
@@ -41,28 +41,6 @@ class MLPBranch(nn.Module):
         return out
 
 
-class ConvolutionBranch(nn.Module):
-    """n(x) = W * x, an ordinary convolution of the geometry of the layer beside it."""
-
-    def __init__(self, layer: Layer, in_features: int, out_features: int, scale: float) -> None:
-        super().__init__()
-        module: Any = layer.module
-        kernel = getattr(module, "kernel_size", None) or tuple(module.weight.shape[-layer.grid :])
-        kernel = (kernel,) * layer.grid if isinstance(kernel, int) else kernel
-        self.options = {
-            name: getattr(module, name) for name in ("stride", "padding", "dilation") if hasattr(module, name)
-        }
-        if not self.options:
-            self.options = {"padding": "same"}
-        fan_in = in_features * math.prod(kernel)
-        self.weight = nn.Parameter(torch.randn(out_features, in_features, *kernel) * scale / math.sqrt(fan_in))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(batch, in, *grid) to (batch, out, *grid)."""
-        convolution = (nn.functional.conv1d, nn.functional.conv2d, nn.functional.conv3d)[x.ndim - 3]
-        return convolution(x, self.weight, **self.options)
-
-
 def make_branch(layer: Layer, kind: str, scale: float) -> nn.Module:
     """The branch of a layer whose features are known.
 
@@ -71,12 +49,7 @@ def make_branch(layer: Layer, kind: str, scale: float) -> nn.Module:
         kind: "linear" or "mlp"; a convolution gets a convolution for "linear".
         scale: standard deviation of n(x) over that of x at the start; 0 starts at n = 0.
     """
-    assert layer.in_features is not None
-    assert layer.out_features is not None
-    sizes = math.prod(layer.in_features), math.prod(layer.out_features)
-    if layer.grid:
-        return ConvolutionBranch(layer, *sizes, scale)
-    return {"linear": LinearBranch, "mlp": MLPBranch}[kind](*sizes, scale)
+    return layer.family.branch(layer, kind, scale)
 
 
 def normalised(network: nn.Module) -> nn.Module:
@@ -88,7 +61,7 @@ def normalised(network: nn.Module) -> nn.Module:
 
 @dataclass(eq=False)
 class Branch:
-    """A branch that hangs on a layer while it is attached.
+    """The branch of a layer, while it is attached.
 
     Attributes:
         layer: the layer.
@@ -127,29 +100,15 @@ class Branch:
 
     def apply(self, x: Tensor, f_x: Tensor) -> Tensor:
         """n(x), in the shape of f(x)."""
-        if isinstance(self.network, LinearBranch) and self.layer.dims == (1, 2) and x.ndim > 3:
-            # vector neurons: a product from the left moves no memory
-            assert self.layer.out_features is not None
-            n_x = self.network.weight @ x.flatten(1, 2).flatten(2)
-            return n_x.unflatten(1, self.layer.out_features).reshape(f_x.shape)
-        return self.unrows(self.network(self.rows(x)), f_x)
+        return self.layer.family.apply(self.layer, self.network, x, f_x)
 
     def rows(self, x: Tensor) -> Tensor:
         """A layer's input (..., features, ...) as (rows, features), for a convolution as (batch, features, *grid)."""
-        if self.layer.grid:
-            return x.flatten(1, -1 - self.layer.grid)
-        dims = [d % x.ndim for d in self.layer.dims]
-        return x.movedim(dims, list(range(-len(dims), 0))).flatten(-len(dims)).flatten(0, -2)
+        return self.layer.family.rows(self.layer, x)
 
     def unrows(self, rows: Tensor, output: Tensor) -> Tensor:
         """Rows of output features in the shape of the layer's output."""
-        if self.layer.grid:
-            assert self.layer.out_features is not None
-            return rows.unflatten(1, self.layer.out_features)
-        dims = [d % output.ndim for d in self.layer.dims]
-        leading = [n for d, n in enumerate(output.shape) if d not in dims]
-        assert self.layer.out_features is not None
-        return rows.reshape(*leading, *self.layer.out_features).movedim(list(range(-len(dims), 0)), dims)
+        return self.layer.family.unrows(self.layer, rows, output)
 
 
 def tensors(layer: Layer, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> tuple[Tensor, Tensor]:
@@ -158,8 +117,8 @@ def tensors(layer: Layer, args: tuple[Any, ...], kwargs: dict[str, Any], output:
     Raises:
         TypeError: one of them is no tensor.
     """
-    x, f_x = first_tensor(args, kwargs), getattr(output, "tensor", output)
-    if not isinstance(f_x, Tensor) or x is None:
+    x, f_x = layer.family.first_tensor(args, kwargs), layer.family.tensor(output)
+    if f_x is None or x is None:
         raise TypeError(
             f"{layer.name!r} maps {type(args[0] if args else None).__name__} to "
             f"{type(output).__name__}: a branch needs a layer from a tensor to a tensor; choose one inside"
@@ -169,7 +128,8 @@ def tensors(layer: Layer, args: tuple[Any, ...], kwargs: dict[str, Any], output:
 
 def relaxed(branch: Branch, theta: Tensor, x: Tensor, output: Any) -> Any:
     """f(x) + theta n(x), as a tensor or as what the layer returns (escnn's geometric tensor)."""
-    f_x = getattr(output, "tensor", output)
+    f_x = branch.layer.family.tensor(output)
+    assert f_x is not None
     n_x = branch.apply(x, f_x)
     if n_x.shape != f_x.shape:
         raise ValueError(
@@ -178,7 +138,7 @@ def relaxed(branch: Branch, theta: Tensor, x: Tensor, output: Any) -> Any:
             "layers={name: (inputs, outputs)}"
         )
     total = f_x + (theta * n_x).to(f_x.dtype)
-    return total if f_x is output else type(output)(total, output.type)
+    return branch.layer.family.wrapped(total, output)
 
 
 _off: list[None] = []
@@ -186,7 +146,7 @@ _off: list[None] = []
 
 @contextmanager
 def branches_off() -> Iterator[None]:
-    """Inside, the layers of every module in this process are the user's, whatever hangs on them."""
+    """Inside, the layers of every module in this process are the user's, whatever branches are attached."""
     _off.append(None)
     try:
         yield
@@ -195,7 +155,7 @@ def branches_off() -> Iterator[None]:
 
 
 def attach_branch(branch: Branch) -> Callable[[], None]:
-    """Let the layer's output be f(x) + theta n(x) from now on; the function returned takes the branch away."""
+    """Make the layer's output f(x) + theta n(x) from now on; the function returned detaches the branch."""
 
     def relax(called: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         if _off or not (branch.active or branch.listening) or called is not branch.layer.module:

@@ -22,7 +22,9 @@ from lightning_equiv import (
     as_group,
 )
 from lightning_equiv.layers.branch import Branch, LinearBranch, MLPBranch, make_branch
-from lightning_equiv.layers.choose import Layer, find_layers
+from lightning_equiv.layers.choose import find_layers
+from lightning_equiv.layers.families import E3nn
+from lightning_equiv.layers.layer import Layer
 from lightning_equiv.representations.representation import Representation
 from lightning_equiv.strategies.constraint_relaxation.penalties import EPS, commutators, penalties
 from lightning_equiv.strategies.constraint_relaxation.schedule import SCHEDULES, level
@@ -49,7 +51,7 @@ def branch_of(layer: Layer, network: nn.Module, *inputs: Tensor) -> Branch:
 
 def irreps_layer(irreps_in: str = IN, irreps_out: str = OUT) -> Layer:
     inputs, outputs = IrrepsTensor(irreps_in), IrrepsTensor(irreps_out)
-    return Layer("l", nn.Identity(), inputs, outputs, (-1,), (inputs.irreps.dim,), (outputs.irreps.dim,))
+    return Layer("l", nn.Identity(), inputs, outputs, (-1,), (inputs.irreps.dim,), (outputs.irreps.dim,), E3nn())
 
 
 def linear(weight: Tensor) -> LinearBranch:

@@ -1,1 +1,16 @@
 """Layer families: what the layers of one library say of their features."""
+
+from lightning_equiv.layers.families.convolutions import Convolutions
+from lightning_equiv.layers.families.e3nn import E3nn
+from lightning_equiv.layers.families.escnn import Escnn
+from lightning_equiv.layers.families.family import LayerFamily
+from lightning_equiv.layers.families.plain import Plain
+from lightning_equiv.layers.families.vector_neurons import VectorNeurons
+
+FAMILIES: tuple[LayerFamily, ...] = (  # the first that matches a module is its family
+    E3nn(),
+    Escnn(),
+    VectorNeurons(),
+    Convolutions(),
+    Plain(),
+)

@@ -1,4 +1,4 @@
-"""How a group element moves the fields of escnn, read off their own field type; escnn is not imported."""
+"""Convolutions of escnn, whose field types say how a group element moves their fields; escnn is not imported."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_equiv.groups.group import Group, GroupElement
+from lightning_equiv.layers.families.convolutions import Convolutions
 from lightning_equiv.representations.action import apply_matrix
 from lightning_equiv.representations.image import Image, check_plane
-from lightning_equiv.representations.representation import Representation
+from lightning_equiv.representations.representation import Representation, RepresentationLike
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,9 @@ class EscnnFields(Representation):
         fibre = [torch.as_tensor(self.field_type.representation(elements[i])) for i in nearest.tolist()]
         return torch.stack(fibre)
 
+    def feature_shape(self, channels: int | None) -> tuple[int, ...]:
+        return (int(self.field_type.size),)
+
     def check_group(self, group: Group) -> None:
         check_plane(self, group)
         if group.dim or self.field_type.gspace.fibergroup.order() < 1:
@@ -50,3 +54,22 @@ class EscnnFields(Representation):
                 "such as 'C4', of a network that is built on a finite group"
             )
         self._fibre(group.generators())
+
+
+@dataclass(frozen=True)
+class Escnn(Convolutions):
+    """Convolutions with an `in_type` and an `out_type`, from one geometric tensor to another."""
+
+    def matches(self, module: nn.Module) -> bool:
+        types = getattr(module, "in_type", None), getattr(module, "out_type", None)
+        return None not in types and super().matches(module)
+
+    def representations(self, module: nn.Module) -> tuple[RepresentationLike, RepresentationLike]:
+        fields: Any = module
+        return EscnnFields(fields.in_type), EscnnFields(fields.out_type)
+
+    def tensor(self, value: Any) -> Tensor | None:
+        return super().tensor(getattr(value, "tensor", value))
+
+    def wrapped(self, tensor: Tensor, like: Any) -> Any:
+        return tensor if isinstance(like, Tensor) else type(like)(tensor, like.type)

@@ -1,0 +1,75 @@
+"""Convolutions on a grid: torch's, and group convolutions on feature maps with orientations."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from lightning_equiv.layers.families.family import LayerFamily, flat_sizes
+from lightning_equiv.layers.layer import Layer
+from lightning_equiv.representations.representation import RepresentationLike
+
+
+class ConvolutionBranch(nn.Module):
+    """n(x) = W * x, an ordinary convolution of the geometry of the layer beside it."""
+
+    def __init__(self, layer: Layer, in_features: int, out_features: int, scale: float) -> None:
+        super().__init__()
+        module: Any = layer.module
+        kernel = getattr(module, "kernel_size", None) or tuple(module.weight.shape[-layer.grid :])
+        kernel = (kernel,) * layer.grid if isinstance(kernel, int) else kernel
+        self.options = {
+            name: getattr(module, name) for name in ("stride", "padding", "dilation") if hasattr(module, name)
+        }
+        if not self.options:
+            self.options = {"padding": "same"}
+        fan_in = in_features * math.prod(kernel)
+        self.weight = nn.Parameter(torch.randn(out_features, in_features, *kernel) * scale / math.sqrt(fan_in))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, in, *grid) to (batch, out, *grid)."""
+        convolution = (nn.functional.conv1d, nn.functional.conv2d, nn.functional.conv3d)[x.ndim - 3]
+        return convolution(x, self.weight, **self.options)
+
+
+@dataclass(frozen=True)
+class Convolutions(LayerFamily):
+    """Modules with a `kernel_size`, or with a weight (.., k, k); their tensors are (batch, *features, *grid)."""
+
+    def matches(self, module: nn.Module) -> bool:
+        return self.grid(module) > 0
+
+    def grid(self, module: nn.Module) -> int:
+        kernel, weight = getattr(module, "kernel_size", None), getattr(module, "weight", None)
+        if isinstance(kernel, tuple):
+            return len(kernel)
+        return 2 if kernel is not None or (isinstance(weight, Tensor) and weight.ndim >= 4) else 0
+
+    def channels(self, module: nn.Module) -> tuple[int | None, int | None]:
+        """Of torch's convolutions; those of a group convolution come with orientations, which only a call shows."""
+        return super().channels(module) if isinstance(module, _ConvNd) else (None, None)
+
+    def describe(
+        self, name: str, module: nn.Module, given: tuple[RepresentationLike, RepresentationLike] | None = None
+    ) -> Layer:
+        return replace(super().describe(name, module, given), dims=(1,))
+
+    def features(self, layer: Layer, x: Tensor) -> tuple[int, ...]:
+        return tuple(x.shape[1 : -layer.grid])
+
+    def branch(self, layer: Layer, kind: str, scale: float) -> nn.Module:
+        """An ordinary convolution, of either kind."""
+        return ConvolutionBranch(layer, *flat_sizes(layer), scale)
+
+    def rows(self, layer: Layer, x: Tensor) -> Tensor:
+        """(batch, *features, *grid) as (batch, features, *grid)."""
+        return x.flatten(1, -1 - layer.grid)
+
+    def unrows(self, layer: Layer, rows: Tensor, output: Tensor) -> Tensor:
+        assert layer.out_features is not None
+        return rows.unflatten(1, layer.out_features)

@@ -1,0 +1,29 @@
+"""Layers of e3nn, which say their irreps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from lightning_equiv.layers.families.family import LayerFamily
+from lightning_equiv.representations.irreps import IrrepsTensor
+from lightning_equiv.representations.representation import RepresentationLike
+
+
+@dataclass(frozen=True)
+class E3nn(LayerFamily):
+    """Linear maps, tensor products, and whatever has `irreps_in` (or `irreps_in1`) and `irreps_out`."""
+
+    def matches(self, module: nn.Module) -> bool:
+        return None not in _irreps(module)
+
+    def representations(self, module: nn.Module) -> tuple[RepresentationLike, RepresentationLike]:
+        irreps_in, irreps_out = _irreps(module)
+        return IrrepsTensor(irreps_in), IrrepsTensor(irreps_out)
+
+
+def _irreps(module: nn.Module) -> tuple[Any, Any]:
+    irreps_in = getattr(module, "irreps_in1", getattr(module, "irreps_in", None))
+    return irreps_in, getattr(module, "irreps_out", None)

@@ -1,0 +1,46 @@
+"""The shapes of features that layers do not say, read off one call of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from lightning_equiv.layers.layer import Layer
+
+
+def unmeasured(layers: Sequence[Layer]) -> list[Layer]:
+    """Those whose features' shapes are not known."""
+    return [layer for layer in layers if layer.in_features is None or layer.out_features is None]
+
+
+def measured(layers: Sequence[Layer], run: Callable[[], object]) -> list[Layer]:
+    """The layers, all with `in_features` and `out_features`.
+
+    Args:
+        layers: of one model.
+        run: calls the model.
+
+    Raises:
+        ValueError: a layer whose features are not known did not run, or maps no tensor to a tensor.
+    """
+    seen: dict[str, Layer] = {}
+    with ExitStack() as undo:
+        for layer in unmeasured(layers):
+
+            def look(_: nn.Module, args: Any, kwargs: Any, output: Any, layer: Layer = layer) -> None:
+                x, f_x = layer.family.first_tensor(args, kwargs), layer.family.tensor(output)
+                if x is not None and f_x is not None:
+                    ins, outs = layer.family.features(layer, x), layer.family.features(layer, f_x)
+                    seen[layer.name] = replace(layer, in_features=ins, out_features=outs)
+
+            undo.callback(layer.module.register_forward_hook(look, with_kwargs=True).remove)
+        run()
+    if missing := [layer.name for layer in unmeasured(layers) if layer.name not in seen]:
+        raise ValueError(
+            f"layers {missing} did not run on the module's `example_input_array`, or map no tensor to a tensor"
+        )
+    return [seen.get(layer.name, layer) for layer in layers]
