@@ -99,8 +99,8 @@ class IrrepsTensor(Representation):
         return (channels, width) if self.dim > 1 else (width, channels)
 
     def of_features(self) -> Representation:
-        """The same action on a tensor (rows, *features), whose last dimension the components are."""
-        return IrrepsTensor(self.irreps) if self.dim > 1 else self
+        """The same action on a tensor (rows, *features), its dimension counted from the end."""
+        return self if self.dim < 0 else IrrepsTensor(self.irreps, dim=-1 if self.dim > 1 else -2)
 
     def __repr__(self) -> str:
         return f"IrrepsTensor({str(self.irreps)!r}{'' if self.dim == -1 else f', dim={self.dim}'})"
