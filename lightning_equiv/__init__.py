@@ -8,6 +8,9 @@ from lightning_equiv.groups.permutation import Permutation
 from lightning_equiv.groups.product import Product, as_group
 from lightning_equiv.groups.rotation import O3, SO2, SO3
 from lightning_equiv.layers.cloned_layer import ClonedLayer, ConditionalBilinear, ConditionalMLP
+from lightning_equiv.layers.families.family import LayerFamily
+from lightning_equiv.layers.families.vector_channels_last import VectorChannelsLast
+from lightning_equiv.layers.families.vector_neurons import VectorNeurons
 from lightning_equiv.layers.relaxed_layer import RelaxedLayer
 from lightning_equiv.layers.teachers import (
     CircularConvolution,
@@ -70,6 +73,7 @@ __all__ = [
     "Image",
     "Invariant",
     "IrrepsTensor",
+    "LayerFamily",
     "NodeIndex",
     "Permutation",
     "Permuted",
@@ -86,7 +90,9 @@ __all__ = [
     "SymmetryMixin",
     "SymmetryModule",
     "Teacher",
+    "VectorChannelsLast",
     "VectorField",
+    "VectorNeurons",
     "as_group",
     "as_representation",
     "citation",

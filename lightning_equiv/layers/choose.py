@@ -7,12 +7,12 @@ import fnmatch
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_equiv.layers.families import FAMILIES
 from lightning_equiv.layers.families.family import LayerFamily
 from lightning_equiv.layers.hidden_parameters import CONTAINER
-from lightning_equiv.layers.layer import Layer as Layer
+from lightning_equiv.layers.layer import Layer
 from lightning_equiv.representations.representation import as_representation
 
 Chooser = str | type | Callable[[str, nn.Module], bool]
@@ -89,12 +89,3 @@ def _nothing_matched(chooser: Any, named: Mapping[str, nn.Module], module: nn.Mo
         return f"layers={chooser!r} matches no layer of {type(module).__name__}: the nearest names are {near}"
     types = sorted({type(m).__name__ for m in named.values()})
     return f"layers={chooser!r} matches no layer of {type(module).__name__}: its layers are of types {types}"
-
-
-def first_tensor(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
-    """The tensor that a layer was called with, the first one; escnn's geometric tensors are opened."""
-    for value in (*args, *kwargs.values()):
-        value = getattr(value, "tensor", value)
-        if isinstance(value, Tensor):
-            return value
-    return None

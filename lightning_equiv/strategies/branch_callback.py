@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import lightning as L
@@ -19,8 +19,11 @@ from lightning_equiv._random import derived_generator
 from lightning_equiv.groups.group import Group, element_dtype
 from lightning_equiv.groups.product import as_group
 from lightning_equiv.layers.branch import Branch, attach_branch, make_branch
-from lightning_equiv.layers.choose import Layer, Layers, find_layers, first_tensor
+from lightning_equiv.layers.choose import Layers, find_layers
+from lightning_equiv.layers.families.family import LayerFamily
 from lightning_equiv.layers.hidden_parameters import CONTAINER, HiddenParameters
+from lightning_equiv.layers.layer import Layer
+from lightning_equiv.layers.measure import measured, unmeasured
 from lightning_equiv.metrics.equivariance_error import EquivarianceError
 from lightning_equiv.strategies.base import SymmetryCallback
 from lightning_equiv.symmetry.symmetry import Symmetry
@@ -62,7 +65,8 @@ class BranchCallback(SymmetryCallback):
     (`set_progress`) and what joins the loss (`penalty`).
 
     Args:
-        layers: which layers, see `wiring.layers.find_layers`.
+        layers: which layers, see `layers.choose.find_layers`.
+        families: families of layers, asked before the built-in ones.
         branch: "linear" (a convolution beside a convolution) or "mlp".
         init_scale: size of n(x) over that of x at the start.
         evaluate: "projected" validates the network without branches, "relaxed" the one with; "both" validates the
@@ -85,6 +89,7 @@ class BranchCallback(SymmetryCallback):
         self,
         layers: Layers,
         *,
+        families: Sequence[LayerFamily] = (),
         branch: Literal["linear", "mlp"],
         init_scale: float,
         evaluate: Evaluate,
@@ -101,7 +106,7 @@ class BranchCallback(SymmetryCallback):
             raise ValueError(f"expected evaluate to be 'projected', 'relaxed' or 'both', got {evaluate!r}")
         check_number("init_scale", init_scale, least=0)
         check_number("horizon", horizon, least=1, whole=True, optional=True)
-        self.layers, self.branch, self.init_scale = layers, branch, init_scale
+        self.layers, self.families, self.branch, self.init_scale = layers, families, branch, init_scale
         self.evaluate, self.horizon, self.network = evaluate, horizon, network
         self.symmetry = symmetry if isinstance(symmetry, Symmetry) else None
         self.group = as_group(symmetry.group if isinstance(symmetry, Symmetry) else symmetry)
@@ -140,7 +145,7 @@ class BranchCallback(SymmetryCallback):
 
     def _attach(self, module: L.LightningModule, undo: ExitStack) -> Branches:
         """Find and check every layer, then make the branches."""
-        layers = _measure(module, find_layers(module, self.layers))
+        layers = _measure(module, find_layers(module, self.layers, self.families))
         for layer in layers:
             if isinstance(layer.module, torch.jit.ScriptModule):
                 raise ValueError(
@@ -313,7 +318,7 @@ class BranchCallback(SymmetryCallback):
 
 def _measure(module: L.LightningModule, layers: list[Layer]) -> list[Layer]:
     """Layers with the shapes of their features, read off one call with the module's example input where need be."""
-    unknown = [layer for layer in layers if layer.in_features is None or layer.out_features is None]
+    unknown = unmeasured(layers)
     if not unknown:
         return layers
     example = module.example_input_array
@@ -323,35 +328,13 @@ def _measure(module: L.LightningModule, layers: list[Layer]) -> list[Layer]:
             "`self.example_input_array` on the module for one dry call, or say "
             "their representations, layers={name: (inputs, outputs)}"
         )
-    seen: dict[str, tuple[Tensor, Tensor]] = {}
-    with ExitStack() as stack, torch.no_grad():
-        for layer in unknown:
 
-            def look(_: nn.Module, args: Any, kwargs: Any, output: Any, name: str = layer.name) -> None:
-                x, f_x = first_tensor(args, kwargs), first_tensor((output,), {})
-                if x is not None and f_x is not None:
-                    seen[name] = (x, f_x)
+    def run() -> None:
+        args = example if isinstance(example, tuple) else (example,)
+        module(**example) if isinstance(example, dict) else module(*args)
 
-            stack.callback(layer.module.register_forward_hook(look, with_kwargs=True).remove)
-        with evaluating(module):
-            args = example if isinstance(example, tuple) else (example,)
-            module(**example) if isinstance(example, dict) else module(*args)
-    if missing := [layer.name for layer in unknown if layer.name not in seen]:
-        raise ValueError(
-            f"layers {missing} did not run on the module's `example_input_array`, or map no tensor to a tensor"
-        )
-
-    def features(layer: Layer, x: Tensor) -> tuple[int, ...]:
-        return tuple(x.shape[1 : -layer.grid]) if layer.grid else tuple(x.shape[d] for d in layer.dims)
-
-    return [
-        replace(
-            layer, in_features=features(layer, seen[layer.name][0]), out_features=features(layer, seen[layer.name][1])
-        )
-        if layer.name in seen
-        else layer
-        for layer in layers
-    ]
+    with torch.no_grad(), evaluating(module):
+        return measured(layers, run)
 
 
 def container_key(layer: Layer) -> str:

@@ -5,26 +5,38 @@ from __future__ import annotations
 import importlib
 import pickle
 import pkgutil
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 from e3nn import o3
 from torch import Tensor, nn
 
-from lightning_equiv import Image, IrrepsTensor, as_group
+from lightning_equiv import (
+    RECM,
+    ConstraintRelaxation,
+    Image,
+    IrrepsTensor,
+    LayerFamily,
+    VectorChannelsLast,
+    VectorNeurons,
+    as_group,
+)
 from lightning_equiv.layers import families
 from lightning_equiv.layers.branch import Branch, attach_branch, make_branch, relaxed, tensors
 from lightning_equiv.layers.choose import family_of, find_layers
-from lightning_equiv.layers.families import FAMILIES, Convolutions, E3nn, Escnn, Plain, VectorNeurons
-from lightning_equiv.layers.families.family import LayerFamily, is_of
-from lightning_equiv.layers.families.vector_channels_last import VectorChannelsLast
+from lightning_equiv.layers.families import FAMILIES, Convolutions, E3nn, Escnn, Plain
+from lightning_equiv.layers.families.family import is_of
 from lightning_equiv.layers.layer import Layer
-from lightning_equiv.layers.measure import measured
+from lightning_equiv.layers.measure import measured, unmeasured
 from lightning_equiv.strategies.constraint_relaxation.penalties import EPS, penalties
 from tests.strategies.test_escnn import REGULAR, SCALAR, GeometricTensor, R2Conv, regular
+from tests.strategies.toys import trainer
 
 
 @pytest.fixture(autouse=True)
@@ -120,7 +132,7 @@ class Case:
     """A layer of a family.
 
     `moves` are a slow twin of how a group element, as a matrix, moves the layer's first input and output; `kernel` is
-    the filter of the ordinary convolution that an equivariant one is.
+    the filter of the ordinary convolution that an equivariant one is; `measured` layers do not say their features.
     """
 
     family: LayerFamily
@@ -133,6 +145,7 @@ class Case:
     grid: int = 0
     given: Any = None
     kernel: Callable[[Any], Tensor] | None = None
+    measured: bool = False
 
 
 IN, OUT = "2x0e+2x1o+2e", "3x0e+1x1o+1e+2e"
@@ -196,6 +209,7 @@ CASES: dict[str, Case] = {
         ((4, 3), (5, 3)),
         (1, 2),
         (vectors, vectors),
+        measured=True,
     ),
     "vectors with channels last": Case(
         VectorChannelsLast(of=nn.Linear),
@@ -245,6 +259,7 @@ CASES: dict[str, Case] = {
         grid=2,
         given=("Image()", "Image()"),
         kernel=lambda module: module.inner.weight,
+        measured=True,
     ),
     "plain": Case(
         Plain(),
@@ -263,6 +278,7 @@ CASES: dict[str, Case] = {
         (1, 2),
         (vectors, vectors),
         given=(IrrepsTensor("1o", dim=2), IrrepsTensor("1o", dim=2)),
+        measured=True,
     ),
 }
 cases = pytest.mark.parametrize("case", CASES.values(), ids=list(CASES))
@@ -274,6 +290,7 @@ def layer_of(case: Case) -> tuple[Layer, tuple[Any, ...], Any]:
     args = case.args()
     own = () if case.family in FAMILIES else (case.family,)
     found = find_layers(model, "layer" if case.given is None else {"layer": case.given}, own)
+    assert bool(unmeasured(found)) is case.measured
     with torch.no_grad():
         (layer,) = measured(found, lambda: model["layer"](*args))
         return layer, args, layer.module(*args)
@@ -340,6 +357,14 @@ def test_a_branch_gives_the_shape_of_the_output(case: Case, kind: str) -> None:
     n_x = b.apply(x, f_x)
     assert n_x.shape == f_x.shape
     torch.testing.assert_close(n_x, b.unrows(b.network(b.rows(x)), f_x))
+
+
+def test_vectors_with_points_behind_them_are_not_copied_into_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, args, output = layer_of(CASES["vector neurons"])
+    b = branch_of(layer)
+    expected = b.unrows(b.network(b.rows(args[0])), output)
+    monkeypatch.delattr(LayerFamily, "rows")
+    torch.testing.assert_close(b.apply(args[0], output), expected)
 
 
 @cases
@@ -526,3 +551,65 @@ def test_a_layer_that_does_not_run_cannot_be_measured() -> None:
     both = measured(layers, lambda: [m(torch.randn(2, 4, 3, 6)) for m in model.values()])
     assert [layer.in_features for layer in both] == [(4, 3), (4, 3)]
     assert both[1] is layers[1]
+
+
+# ---- in a strategy ---------------------------------------------------------------------------------------------------
+
+
+class Clouds(L.LightningModule):
+    """Vector neurons of another package, which do not say their channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.net = MixVectors()
+        self.example_input_array = torch.randn(2, 4, 3, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+    def training_step(self, x: Tensor) -> Tensor:
+        return (self.net(x).square().sum((1, 2)) - 1).square().mean()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(self.parameters(), lr=1e-3)
+
+
+@pytest.mark.parametrize("strategy", [ConstraintRelaxation, RECM])
+def test_strategies_take_families(strategy: Any) -> None:
+    module = Clouds()
+    with pytest.raises(ValueError, match="does not say how"):
+        strategy("SO(3)", "net").attach(Clouds())
+    relaxation = strategy("SO(3)", "net", families=[VectorNeurons(of=MixVectors)])
+    trainer(relaxation).fit(module, torch.utils.data.DataLoader(torch.randn(12, 4, 3, 6), 4))
+    (b,) = relaxation.branches
+    assert (b.layer.in_features, b.layer.out_features) == ((4, 3), (5, 3))
+    assert relaxation._container is None
+
+
+def test_families_in_a_configuration_file() -> None:
+    jsonargparse = pytest.importorskip("jsonargparse")
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_argument("--callback", type=L.Callback)
+    vectors = {"class_path": "lightning_equiv.VectorNeurons", "init_args": {"of": ["Mix*", "VectorLinear"]}}
+    last = {"class_path": "lightning_equiv.VectorChannelsLast", "init_args": {"irreps": "1o+2e"}}
+    for own in ({"layers": "net", "families": [vectors]}, {"layers": {"net": last}}, {"layers": {"net": ["1o", "1o"]}}):
+        callback = {"class_path": "lightning_equiv.ConstraintRelaxation", "init_args": {"symmetry": "SO(3)", **own}}
+        make = getattr(parser, "instantiate", None) or parser.instantiate_classes  # its name before 4.49
+        made = make(parser.parse_object({"callback": callback})).callback
+        (layer,) = find_layers(Clouds(), made.layers, made.families)
+        assert isinstance(layer.family, Plain if own["layers"] == {"net": ["1o", "1o"]} else LayerFamily)
+        if "families" in own:
+            assert layer.family == VectorNeurons(of=["Mix*", "VectorLinear"])
+        elif isinstance(own["layers"]["net"], dict):
+            assert layer.family == VectorChannelsLast(irreps="1o+2e")
+
+
+def test_the_family_of_the_docs() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "constraint_relaxation.md").read_text()
+    (block,) = (b for b in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "LayerFamily" in b)
+    space: dict[str, Any] = {"nn": nn, "LayerFamily": LayerFamily, "ConstraintRelaxation": ConstraintRelaxation}
+    exec(block, space)
+    (layer,) = find_layers(nn.ModuleDict({"m": space["Mixing"](3, 2)}), "m", [space["MixingLayers"]()])
+    assert (layer.in_features, layer.inputs) == ((9,), IrrepsTensor("3x0e+2x1o"))

@@ -9,10 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_equiv import ConstraintRelaxation, IrrepsTensor, as_group
+from lightning_equiv import ConstraintRelaxation, IrrepsTensor, VectorChannelsLast, as_group
 from lightning_equiv.layers.branch import Branch, make_branch
 from lightning_equiv.layers.choose import find_layers
-from lightning_equiv.layers.families.vector_channels_last import VectorChannelsLast
 from lightning_equiv.strategies.constraint_relaxation.penalties import EPS, penalties
 from tests.strategies.toys import trainer
 

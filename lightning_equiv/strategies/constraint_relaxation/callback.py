@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import lightning as L
@@ -9,7 +10,9 @@ from torch import Tensor
 
 from lightning_equiv._checks import check_number
 from lightning_equiv.groups.group import Group
-from lightning_equiv.layers.choose import Layer, Layers
+from lightning_equiv.layers.choose import Layers
+from lightning_equiv.layers.families.family import LayerFamily
+from lightning_equiv.layers.layer import Layer
 from lightning_equiv.strategies.branch_callback import BranchCallback, Evaluate
 from lightning_equiv.strategies.constraint_relaxation.penalties import penalties
 from lightning_equiv.strategies.constraint_relaxation.schedule import SCHEDULES, Schedule, level
@@ -37,8 +40,10 @@ class ConstraintRelaxation(BranchCallback):
     Args:
         symmetry: the group (or its name, "SO(3)", or a `Symmetry`) that the layers are equivariant to.
         layers: which layers: a glob on dotted names ("net.layers.*.update"), a type, a predicate, a list of these; or a
-            dict from globs to (input, output) representations for layers that do not know theirs. Best: the linear
-            maps before nonlinearities.
+            dict from globs to (input, output) representations, or to a `LayerFamily`, for layers that do not know
+            theirs. Best: the linear maps before nonlinearities.
+        families: instances of `LayerFamily`, such as [VectorNeurons(of=VectorLinear)], that are asked before the
+            built-in ones which of the layers are theirs.
         network: dotted name of the network that a `Symmetry` is of, to measure the relaxed one.
         schedule: "triangle" (0 -> 1 -> 0), "linear" or "cosine" (1 -> 0), or a function of progress 0 .. 1.
         peak: largest theta.
@@ -73,6 +78,7 @@ class ConstraintRelaxation(BranchCallback):
         layers: Layers,
         network: str = "",
         *,
+        families: Sequence[LayerFamily] = (),
         schedule: Literal["triangle", "linear", "cosine"] | Schedule = "triangle",
         peak: float = 1.0,
         end: float = 0.5,
@@ -87,6 +93,7 @@ class ConstraintRelaxation(BranchCallback):
     ) -> None:
         super().__init__(
             layers,
+            families=families,
             branch=branch,
             init_scale=init_scale,
             evaluate=evaluate,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +18,10 @@ from torch import Tensor
 from lightning_equiv._checks import check_number
 from lightning_equiv.groups.group import Group
 from lightning_equiv.layers.branch import Branch, normalised
-from lightning_equiv.layers.choose import Layer, Layers
+from lightning_equiv.layers.choose import Layers
+from lightning_equiv.layers.families.family import LayerFamily
 from lightning_equiv.layers.hidden_parameters import HiddenParameters
+from lightning_equiv.layers.layer import Layer
 from lightning_equiv.layers.relaxed_layer import RelaxedLayer
 from lightning_equiv.representations.representation import Representation
 from lightning_equiv.strategies.branch_callback import BranchCallback, Branches, Evaluate, container_key
@@ -81,6 +83,7 @@ class RECM(BranchCallback):
         symmetry: the group (or its name), or a `Symmetry`, which also says how targets move: as its `batch` says at
             `target`, or like its outputs. Compact; for translations centre the data and take the rotations.
         layers: which layers, as for `ConstraintRelaxation`.
+        families: which of them are of which `LayerFamily`, as for `ConstraintRelaxation`.
         network: dotted name of the network that a `Symmetry` is of.
         target: where the label is in the batch, as for `REMUL`; None takes each layer's own output, moved as its
             outputs are.
@@ -123,6 +126,7 @@ class RECM(BranchCallback):
         layers: Layers,
         network: str = "",
         *,
+        families: Sequence[LayerFamily] = (),
         target: Target | None = None,
         branch: Literal["linear", "mlp"] = "linear",
         gain: float = 0.02,
@@ -140,6 +144,7 @@ class RECM(BranchCallback):
     ) -> None:
         super().__init__(
             layers,
+            families=families,
             branch=branch,
             init_scale=1.0,
             evaluate=evaluate,
@@ -161,12 +166,7 @@ class RECM(BranchCallback):
                 "expected start to be 'relaxed' or 'equivariant' and finalize to be 'keep' or 'drop', got "
                 f"{start=}, {finalize=}"
             )
-        sizes = {
-            "num_samples": num_samples,
-            "max_rows": max_rows,
-            "state_dim": state_dim,
-            "critic_width": critic_width,
-        }
+        sizes = {"num_samples": num_samples, "max_rows": max_rows, "state_dim": state_dim, "critic_width": critic_width}
         for key, value in sizes.items():
             check_number(key, value, least=1, whole=True)
         self.target, self.gain, self.num_samples = target, gain, num_samples
