@@ -41,9 +41,6 @@ class ClonedByHand(Plain):
 
     clone: list[Tensor]
 
-    def __init__(self, case: Any = None, net: nn.Module | None = None) -> None:
-        super().__init__(net)
-
     def on_fit_start(self) -> None:
         like = next(self.net.parameters())
         wide = torch.promote_types(like.dtype, torch.float32)

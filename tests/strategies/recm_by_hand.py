@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_equiv import RECM, SO3
-from lightning_equiv._random import derived_generator
-from tests.strategies.relaxed_by_hand import LAYERS, clip_each
+from lightning_equiv.groups.group import derived_generator
+from tests.strategies.relaxed_by_hand import LAYERS, BranchesByHand, clip_each
 from tests.strategies.toys import SYMMETRY, Plain
 
 GAIN = 0.4
@@ -21,10 +21,10 @@ def make_recm(**changes: Any) -> RECM:
     return RECM(SYMMETRY, LAYERS, "net", **{**settings, **changes})
 
 
-class RecmByHand(Plain):
-    """The twin: branches, u and w are modules of the module, and everything stands in `training_step`."""
+class RecmByHand(BranchesByHand):
+    """The twin: branches, u and w are modules of the module; states take up the mean over the calls of a layer."""
 
-    def __init__(self, case: Any = None, net: nn.Module | None = None) -> None:
+    def __init__(self, net: nn.Module | None = None) -> None:
         super().__init__(net)
         strategy, borrowed = make_recm(), Plain()
         strategy.attach(borrowed)  # only to start from the same numbers
@@ -60,11 +60,22 @@ class RecmByHand(Plain):
         self.seen = [[], []]
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        x, y = batch
-        h = self.net[0](x) + self.theta(0, x, y, batch_idx, vectors=True).to(x.dtype) * self.branches[0](x)
-        a = torch.tanh(h)
-        out = self.net[2](a) + self.theta(1, a, y, batch_idx, vectors=False).to(a.dtype) * self.branches[1](a)
-        return nn.functional.mse_loss(out, y)
+        self.y, self.batch_idx = batch[1], batch_idx
+        return super().training_step(batch, batch_idx)
+
+    def relaxed(self, x: Tensor) -> Tensor:
+        self.levels = [self.theta(0, x, self.y, self.batch_idx, vectors=True)]
+        a = torch.tanh(self.net[0](x) + self.levels[0].to(x.dtype) * self.branches[0](x))
+        self.levels.append(self.theta(1, a, self.y, self.batch_idx, vectors=False))
+        return self.net[2](a) + self.levels[1].to(a.dtype) * self.branches[1](a)
+
+    def again(self, x: Tensor) -> Tensor:
+        first, second = (level.detach() for level in self.levels)
+        self.branches.eval()  # another pass moves no power iteration
+        a = torch.tanh(self.net[0](x) + first * self.branches[0](x))
+        output = self.net[2](a) + second * self.branches[1](a)
+        self.branches.train()
+        return output
 
     def theta(self, i: int, x: Tensor, y: Tensor, batch_idx: int, vectors: bool) -> Tensor:
         with torch.autocast("cpu", enabled=False):

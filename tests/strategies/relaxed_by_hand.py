@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -20,10 +20,30 @@ def make_relaxation(**changes: Any) -> ConstraintRelaxation:
     return ConstraintRelaxation("SO(3)", LAYERS, **{**settings, **changes})
 
 
-class RelaxedByHand(Plain):
-    """The twin: the branches are parameters of the module, and everything stands in `training_step`."""
+class BranchesByHand(Plain):
+    """A twin of a strategy with branches: `relaxed` is the network, written out with what stands beside its layers."""
 
-    def __init__(self, case: Any = None, net: nn.Module | None = None) -> None:
+    passes: Callable[[Callable[[Tensor], Tensor], Tensor], Tensor] = staticmethod(lambda net, x: net(x))
+
+    def relaxed(self, x: Tensor) -> Tensor:
+        """The network, relaxed as in this step."""
+        raise NotImplementedError
+
+    def again(self, x: Tensor) -> Tensor:
+        """Another pass, whose levels are those of the last call of `relaxed`, held constant."""
+        raise NotImplementedError
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return self.task(lambda x: self.passes(self.relaxed, x), *batch)
+
+
+class RelaxedByHand(BranchesByHand):
+    """The twin: the branches are parameters of the module, and everything stands in `training_step`.
+
+    The penalties are means over the rows of all calls of a layer.
+    """
+
+    def __init__(self, net: nn.Module | None = None) -> None:
         super().__init__(net)
         strategy, borrowed = make_relaxation(), Plain()
         strategy.attach(borrowed)  # only to start from the same matrices
@@ -40,17 +60,25 @@ class RelaxedByHand(Plain):
         """The network's gradients and those of the branches, each by itself."""
         clip_each(gradient_clip_val, gradient_clip_algorithm, self.net.parameters(), [self.W, self.V])
 
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        x, y = batch
-        theta = self.theta()
-        h = self.net[0](x) + theta * (x @ self.W.to(x.dtype).T)
+    def relaxed(self, x: Tensor) -> Tensor:
+        h = self.net[0](x) + self.theta() * (x @ self.W.to(x.dtype).T)
         a = torch.tanh(h)
-        out = self.net[2](a) + theta * (a @ self.V.to(a.dtype).T)
-        loss = nn.functional.mse_loss(out, y)
-        if theta == 0:
+        self.rows.append((x.detach(), a.detach()))
+        return self.net[2](a) + self.theta() * (a @ self.V.to(a.dtype).T)
+
+    def again(self, x: Tensor) -> Tensor:
+        seen, self.rows = self.rows, []
+        output = self.relaxed(x)  # theta is a number
+        self.rows = seen
+        return output
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        self.rows: list[tuple[Tensor, Tensor]] = []
+        loss = super().training_step(batch, batch_idx)
+        if self.theta() == 0:
             return loss
         with torch.autocast("cpu", enabled=False):
-            x, a = x.detach().to(self.W.dtype), a.detach().to(self.W.dtype)
+            x, a = (torch.cat(rows).to(self.W.dtype) for rows in zip(*self.rows, strict=True))
             lie = slow_root(x, lambda v, L: self.W @ (L @ v)) + slow_root(a, lambda v, L: -(L @ (self.V @ v)))
             norm = (sum((self.W @ v).square().sum() for v in x) / len(x)).sqrt()
             norm = norm + (sum((self.V @ v).square().sum() for v in a) / len(a)).sqrt()

@@ -1,8 +1,8 @@
 """The tables of docs/contract.md: what became of every strategy in every situation, from the tests themselves.
 
-A test in the table is marked `@pytest.mark.situation("what happens")` and has a parameter `case`, or `name` of one.
-Passed is "yes", passed after `record_property("refused", why)` is "refused: why", after `record_property("words", ..)`
-these words; skipped is the reason.
+A test in the table is marked `@pytest.mark.situation("what happens")` and has a parameter `case`. Passed is "yes",
+passed after `record_property("refused", why)` is "refused: why", after `record_property("words", ..)` these words;
+skipped is the reason.
 
     python -m tests.strategies.table    runs the tests and writes docs/results/contract.md and composition.md
 """
@@ -22,16 +22,13 @@ COMMAND = "python -m tests.strategies.table"
 
 def cell(item: pytest.Function) -> list[tuple[str, str]]:
     """(situation, strategy, variant) of a test, as report properties; nothing for a test that is in no table."""
-    from tests.strategies.test_contract import CASES
-
     marker = item.get_closest_marker("situation")
     if marker is None:
         return []
     params = item.callspec.params
-    name = params["name"] if "name" in params else next(n for n, c in CASES.items() if c is params["case"])
-    kind, _, variant = name.partition(", ")
-    strategy = next(type(case.make()).__name__ for n, case in CASES.items() if n.partition(", ")[0] == kind)
-    return [("situation", marker.args[0].format(**params)), ("strategy", strategy), ("variant", variant)]
+    case = params["case"]
+    variant = case.name.partition(", ")[2]
+    return [("situation", marker.args[0].format(**params)), ("strategy", case.kind), ("variant", variant)]
 
 
 class Collector:
@@ -83,9 +80,9 @@ def main() -> int:
 
 def composition() -> str:
     """The table of pairs, from the one that the tests of pairs run over."""
-    from tests.strategies.test_composition import WORKS
+    from tests.strategies.cases import PAIRS
 
-    return markdown([["pair", "", "together"], *([*pair, words] for pair, words in WORKS.items())])
+    return markdown([["pair", "", "together"], *([pair.first, pair.second, pair.words] for pair in PAIRS)])
 
 
 def markdown(rows: list[list[str]]) -> str:

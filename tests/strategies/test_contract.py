@@ -6,8 +6,6 @@ strategy.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import lightning as L
@@ -18,109 +16,27 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler
 
 import lightning_equiv
-from lightning_equiv import RECM, REMUL, GroupAugmentation, SymmetryCallback, SymmetryCloning
+from lightning_equiv import GroupAugmentation, SymmetryCallback
 from lightning_equiv.strategies.branch_callback import BranchCallback
 from tests.strategies import table
-from tests.strategies.cloned_by_hand import AnnealedByHand, ClonedByHand, make_cloning
-from tests.strategies.recm_by_hand import RecmByHand, make_recm
-from tests.strategies.relaxed_by_hand import RelaxedByHand, make_relaxation
+from tests.strategies.cases import CASES, GRADNORM, ByHand, Case, Draw, Fails, each_case
 from tests.strategies.toys import (
     SYMMETRY,
     Plain,
     Rows,
     SavesPerRank,
+    assert_same,
+    draws,
     loader,
     make_net,
-    rotations,
     snapshot,
     trainer,
     weights,
 )
 
-mse, l1 = nn.functional.mse_loss, nn.functional.l1_loss
-HandWritten = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class Case:
-    """A strategy, and the same training written by hand.
-
-    Attributes:
-        make: a fresh strategy.
-        twin: the module written by hand.
-        by_hand: for strategies of the loss: the loss of a step, (net, x, y, rotations R) -> loss.
-        key: what the strategy's draws depend on.
-        num_samples: rotations drawn for each input.
-        needs_end: whether it must know how long the run is.
-    """
-
-    make: Callable[[], SymmetryCallback]
-    twin: Callable[[Case], Plain]
-    by_hand: HandWritten | None = None
-    key: tuple[Any, ...] = ()
-    num_samples: int = 1
-    needs_end: bool = False
-
-
-class ByHand(Plain):
-    """The twin of a strategy of the loss."""
-
-    def __init__(self, case: Case, net: nn.Module | None = None) -> None:
-        super().__init__(net)
-        self.case = case
-
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        x, y = batch
-        place = (self.current_epoch, batch_idx)
-        R = rotations(self.case.num_samples * len(x), *self.case.key, 0, self.global_rank, place)
-        assert self.case.by_hand is not None
-        return self.case.by_hand(self.net, x, y, R)
-
-
-def turn(R: Tensor, x: Tensor) -> Tensor:
-    return torch.einsum("nij,nj->ni", R.to(x), x)
-
-
-CASES = {
-    "remul, label-anchored": Case(
-        lambda: REMUL(SYMMETRY, "net", weight=2.0, target=1),
-        ByHand,
-        lambda net, x, y, R: mse(net(x), y) + 2.0 * mse(net(turn(R, x)), turn(R, y)),
-        ("REMUL", "remul"),
-    ),
-    "remul, prediction-anchored": Case(
-        lambda: REMUL(SYMMETRY, "net", weight=0.5),
-        ByHand,
-        lambda net, x, y, R: mse(net(x), y) + 0.5 * mse(net(turn(R, x)), turn(R, net(x))),
-        ("REMUL", "remul"),
-    ),
-    "remul, detached": Case(
-        lambda: REMUL(SYMMETRY, "net", detach_target=True),
-        ByHand,
-        lambda net, x, y, R: mse(net(x), y) + mse(net(turn(R, x)), turn(R, net(x).detach())),
-        ("REMUL", "remul"),
-    ),
-    "remul, l1, three samples": Case(
-        lambda: REMUL(SYMMETRY, "net", target=1, loss="l1", num_samples=3),
-        ByHand,
-        lambda net, x, y, R: (
-            mse(net(x), y)
-            + sum(l1(net(turn(r, x)), turn(r, y)) for r in R.unflatten(0, (3, -1))) / 3  # a loop over the samples
-        ),
-        ("REMUL", "remul"),
-        num_samples=3,
-    ),
-    "augmentation": Case(
-        lambda: GroupAugmentation(SYMMETRY),
-        ByHand,
-        lambda net, x, y, R: mse(net(turn(R, x)), turn(R, y)),
-        ("GroupAugmentation", "group_augmentation"),
-    ),
-    "constraint relaxation": Case(make_relaxation, RelaxedByHand, needs_end=True),
-    "recm": Case(make_recm, RecmByHand, needs_end=True),
-    "symmetry cloning, break": Case(make_cloning, ClonedByHand),
-    "symmetry cloning, anneal": Case(lambda: make_cloning(mode="anneal"), AnnealedByHand, needs_end=True),
-}
+mse = nn.functional.mse_loss
+DISTRIBUTED = {name: case for name, case in CASES.items() if case.distributed}
+DRAWN = {name: case for name, case in CASES.items() if case.loss is not None}
 
 
 def test_every_strategy_has_a_case() -> None:
@@ -130,6 +46,14 @@ def test_every_strategy_has_a_case() -> None:
         if isinstance(cls, type) and issubclass(cls, SymmetryCallback) and cls is not SymmetryCallback
     }
     assert public == {type(case.make()) for case in CASES.values()}
+
+
+@each_case
+def test_a_strategy_declares_what_is_expected_of_it(case: Case) -> None:
+    strategy = case.make()
+    for capability in ("adds_parameters", "changes_loss", "needs_end"):
+        assert getattr(strategy, capability) == getattr(case, capability), capability
+    assert strategy.works_sharded == (case.sharded is None)
 
 
 def test_the_published_tables_are_those_of_the_tests(request: pytest.FixtureRequest) -> None:
@@ -161,10 +85,10 @@ TOLERANCE = {"64-true": 1e-12, "bf16-true": 5e-2, "bf16-mixed": 2e-2}
 
 @pytest.mark.situation("{row}")
 @pytest.mark.parametrize("row", SETTINGS)
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@each_case
 def test_trains_as_the_loss_written_by_hand(case: Case, row: str) -> None:
     dtype = torch.float64 if row == "64-true" else torch.float32
-    modules = Plain(), case.twin(case)
+    modules = Plain(), case.make_twin()
     for module, callbacks in zip(modules, ([case.make()], []), strict=True):
         trainer(*callbacks, max_epochs=2, **SETTINGS[row]).fit(module, loader(dtype=dtype))
     ours, twin, start = (weights(module.net) for module in (*modules, Plain()))
@@ -173,7 +97,7 @@ def test_trains_as_the_loss_written_by_hand(case: Case, row: str) -> None:
     assert distance < TOLERANCE.get(row, 1e-5)
 
 
-DISTRIBUTED: dict[str, dict[str, Any]] = {
+DDP: dict[str, dict[str, Any]] = {
     "ddp": {},
     "ddp, accumulated": {"accumulate_grad_batches": 2},
     "ddp, static_graph": {"static_graph": True},
@@ -183,26 +107,15 @@ DISTRIBUTED: dict[str, dict[str, Any]] = {
 
 @pytest.mark.slow
 @pytest.mark.situation("{row}")
-@pytest.mark.parametrize("row", DISTRIBUTED)
-@pytest.mark.parametrize(
-    "name",
-    [
-        "remul, label-anchored",
-        "remul, prediction-anchored",
-        "augmentation",
-        "constraint relaxation",
-        "recm",
-        "symmetry cloning, break",
-        "symmetry cloning, anneal",
-    ],
-)
-def test_trains_as_the_loss_written_by_hand_on_two_processes(name: str, row: str, tmp_path: Any) -> None:
+@pytest.mark.parametrize("row", DDP)
+@pytest.mark.parametrize("case", DISTRIBUTED.values(), ids=DISTRIBUTED)
+def test_trains_as_the_loss_written_by_hand_on_two_processes(case: Case, row: str, tmp_path: Any) -> None:
     from lightning.pytorch.strategies import DDPStrategy
 
-    case, options = CASES[name], dict(DISTRIBUTED[row])
+    options = dict(DDP[row])
     accumulate = options.pop("accumulate_grad_batches", 1)
     saved = []
-    for i, (module, callbacks) in enumerate([(Plain(), [case.make()]), (case.twin(case), [])]):
+    for i, (module, callbacks) in enumerate([(Plain(), [case.make()]), (case.make_twin(), [])]):
         folder = tmp_path / str(i)
         folder.mkdir()
         ddp = DDPStrategy(start_method="fork", process_group_backend="gloo", **options)
@@ -212,7 +125,7 @@ def test_trains_as_the_loss_written_by_hand_on_two_processes(name: str, row: str
         saved.append([torch.load(folder / f"{rank}.pt") for rank in (0, 1)])
     for key, value in saved[0][0].items():
         assert torch.equal(value, saved[0][1][key]), "the ranks drifted apart"
-        torch.testing.assert_close(value, saved[1][0][key], rtol=1e-5, atol=1e-6)
+        assert_same(value, saved[1][0][key])
     assert not torch.equal(saved[0][0]["net.0.weight"], make_net()[0].weight)
 
 
@@ -230,64 +143,49 @@ class Halved(Plain):
 class HalvedByHand(Halved, ByHand):
     """The twin on one process: the rows of either are moved by its own draws."""
 
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        x, y = batch
-        place = (self.current_epoch, batch_idx)
-        R = torch.cat([rotations(len(x) // 2, *self.case.key, 0, rank, place) for rank in (0, 1)])
-        assert self.case.by_hand is not None
-        return self.case.by_hand(self.net, x, y, R)
+    def draw(self, batch_idx: int) -> Draw:
+        each = [draws(*self.key, 0, rank, (self.current_epoch, batch_idx)) for rank in (0, 1)]
+        return lambda n: torch.cat([draw(n // 2) for draw in each])
 
 
 @pytest.mark.slow
 @pytest.mark.situation("two processes are one with the doubled batch")
-@pytest.mark.parametrize(
-    ("name", "tolerance"),
-    [
-        ("remul, label-anchored", 1e-5),
-        ("remul, prediction-anchored", 1e-5),
-        ("augmentation", 1e-5),
-        ("constraint relaxation", 1e-3),  # the root of a mean is not the mean of the roots
-        ("recm", 2e-2),  # each process draws elements of its own
-        ("symmetry cloning, break", 1e-5),
-        ("symmetry cloning, anneal", 1e-5),
-    ],
-)
-def test_two_processes_are_one_with_the_doubled_batch(name: str, tolerance: float, tmp_path: Any) -> None:
+@pytest.mark.parametrize("case", DISTRIBUTED.values(), ids=DISTRIBUTED)
+def test_two_processes_are_one_with_the_doubled_batch(case: Case, tmp_path: Any) -> None:
     from lightning.pytorch.strategies import DDPStrategy
 
-    case, options = CASES[name], {"max_epochs": 3, "use_distributed_sampler": False}
+    options = {"max_epochs": 3, "use_distributed_sampler": False}
     ddp = DDPStrategy(start_method="fork", process_group_backend="gloo")
     trainer(case.make(), SavesPerRank(tmp_path), strategy=ddp, devices=2, **options).fit(Halved())
-    one = Halved() if case.by_hand is None else HalvedByHand(case)
-    trainer(*([case.make()] if case.by_hand is None else []), **options).fit(one)
+    one = Halved() if case.loss is None else HalvedByHand(case.loss, case.key)
+    trainer(*([case.make()] if case.loss is None else []), **options).fit(one)
     two = Plain()
     two.load_state_dict(torch.load(tmp_path / "0.pt"))
     moved = (weights(one.net) - weights(make_net())).abs().max()
     assert moved > 0.1
-    assert (weights(two.net) - weights(one.net)).abs().max() < tolerance * moved
+    assert (weights(two.net) - weights(one.net)).abs().max() < case.doubled * moved
 
 
 # dynamo looks at .grad of what the network returned, and mutes the warning in a way that an error filter overrules
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.situation("compiled, {how}")
 @pytest.mark.parametrize("how", ["net.compile()", "torch.compile(net)"])
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@each_case
 def test_trains_a_compiled_network(case: Case, how: str) -> None:
     torch._dynamo.reset()
     net = make_net()
     if how == "net.compile()":
         net.compile(backend="aot_eager")
     else:
-        whole = not isinstance(case.make(), RECM)  # which breaks the graph at each layer
-        net = torch.compile(net, backend="aot_eager", fullgraph=whole)
-    ours, twin = Plain(net), case.twin(case)
+        net = torch.compile(net, backend="aot_eager", fullgraph=case.one_graph)
+    ours, twin = Plain(net), case.make_twin()
     trainer(case.make()).fit(ours, loader())
     trainer().fit(twin, loader())
-    torch.testing.assert_close(weights(ours.net), weights(twin.net), rtol=1e-5, atol=1e-6)
+    assert_same(weights(ours.net), weights(twin.net))
 
 
 @pytest.mark.situation("attach, then detach")
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@each_case
 def test_attach_then_detach_is_the_identity(case: Case) -> None:
     module, strategy = Plain(), case.make()
     trainer().fit(module, loader())  # what Lightning itself leaves on a module is there now
@@ -303,13 +201,13 @@ def test_attach_then_detach_is_the_identity(case: Case) -> None:
 
 
 @pytest.mark.situation("a loop without a Trainer")
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@each_case
 def test_a_loop_without_a_trainer(case: Case) -> None:
     module, strategy = Plain(), case.make()
     before = snapshot(module)
     strategy.attach(module)
-    if isinstance(strategy, SymmetryCloning):
-        strategy.teach(module)
+    if case.prepare is not None:
+        case.prepare(strategy, module)
     module.log = lambda *_, **__: None  # type: ignore[method-assign]
     optimizer = module.configure_optimizers()
     for step, batch in enumerate(loader()):
@@ -320,12 +218,12 @@ def test_a_loop_without_a_trainer(case: Case) -> None:
     strategy.detach()
     del module.log
     assert snapshot(module) == before
-    twin = case.twin(case)
+    twin = case.make_twin()
     trainer().fit(twin, loader())
-    torch.testing.assert_close(weights(module.net), weights(twin.net), rtol=1e-5, atol=1e-6)
+    assert_same(weights(module.net), weights(twin.net))
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@each_case
 def test_a_loop_that_evaluates_and_accumulates(case: Case) -> None:
     def loop(evaluates: bool) -> Tensor:
         module, strategy = Plain(), case.make()
@@ -353,8 +251,9 @@ def test_a_loop_that_evaluates_and_accumulates(case: Case) -> None:
     assert torch.equal(losses, loop(evaluates=False))
 
 
-def test_every_update_is_a_new_draw() -> None:
-    module, strategy = Plain(), CASES["remul, label-anchored"].make()
+@pytest.mark.parametrize("case", DRAWN.values(), ids=DRAWN)
+def test_every_update_is_a_new_draw(case: Case) -> None:
+    module, strategy = Plain(), case.make()
     strategy.attach(module)
     module.log = lambda *_, **__: None  # type: ignore[method-assign]
     batch, losses = next(iter(loader())), []
@@ -368,8 +267,8 @@ def test_every_update_is_a_new_draw() -> None:
         strategy.update(0, 0)
 
 
-def test_a_loop_that_does_not_count_its_steps_draws_anew() -> None:
-    case = CASES["remul, label-anchored"]
+@pytest.mark.parametrize("case", DRAWN.values(), ids=DRAWN)
+def test_a_loop_that_does_not_count_its_steps_draws_anew(case: Case) -> None:
     module, strategy, batch = Plain(), case.make(), next(iter(loader()))
     module.log = lambda *_, **__: None  # type: ignore[method-assign]
     strategy.attach(module)
@@ -380,7 +279,7 @@ def test_a_loop_that_does_not_count_its_steps_draws_anew() -> None:
 
 
 @pytest.mark.situation("several fits in a row")
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@each_case
 def test_gone_after_fit_and_several_fits_in_a_row(case: Case) -> None:
     module, strategy = Plain(), case.make()
     trainer().fit(module, loader())
@@ -390,19 +289,8 @@ def test_gone_after_fit_and_several_fits_in_a_row(case: Case) -> None:
         assert snapshot(module) == before
 
 
-class Fails(Plain):
-    """Raises in the third step."""
-
-    error: type[BaseException] = RuntimeError
-
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        if batch_idx == 2:
-            raise self.error("the user's own")
-        return super().training_step(batch, batch_idx)
-
-
 @pytest.mark.situation("an error in the user's step")
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@each_case
 def test_gone_after_an_exception(case: Case) -> None:
     module = Fails()
     before = snapshot(module)
@@ -414,7 +302,7 @@ def test_gone_after_an_exception(case: Case) -> None:
 
 
 @pytest.mark.situation("an error in attach")
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@each_case
 def test_a_failed_attach_leaves_nothing(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     module, strategy = Plain(), case.make()
     before = snapshot(module)
@@ -430,7 +318,7 @@ def test_a_failed_attach_leaves_nothing(case: Case, monkeypatch: pytest.MonkeyPa
     assert snapshot(module) == before
 
 
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@each_case
 def test_another_wrapper_on_top_stays(case: Case) -> None:
     module, first, second = Plain(), case.make(), GroupAugmentation(SYMMETRY, name="second")
     first.attach(module)
@@ -447,36 +335,9 @@ def test_another_wrapper_on_top_stays(case: Case) -> None:
     torch.testing.assert_close(module.training_step(batch, 0), mse(module.net(batch[0]), batch[1]))
 
 
-@pytest.mark.parametrize("first", ["attached first", "attached last"])
-def test_two_strategies_in_either_order(first: str) -> None:
-    def train(*strategies: SymmetryCallback) -> Tensor:
-        module = Plain()
-        trainer(*strategies).fit(module, loader())
-        assert "training_step" not in module.__dict__
-        return weights(module)
-
-    remul, augmentation = CASES["remul, label-anchored"].make, CASES["augmentation"].make
-    pair = [remul(), augmentation()]
-    both = train(*pair) if first == "attached first" else train(*reversed(pair))
-
-    class BothByHand(Plain):
-        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-            x, y = batch
-            place = (self.current_epoch, batch_idx)
-            S = rotations(len(x), "GroupAugmentation", "group_augmentation", 0, 0, place)
-            R = rotations(len(x), "REMUL", "remul", 0, 0, place)
-            return CASES["remul, label-anchored"].by_hand(self.net, turn(S, x), turn(S, y), R)
-
-    twin = BothByHand()
-    trainer().fit(twin, loader())
-    torch.testing.assert_close(both, weights(twin), rtol=1e-5, atol=1e-6)
-
-
 @pytest.mark.situation("resumed bit for bit; the checkpoint loads without us")
-@pytest.mark.parametrize("name", [*CASES, "remul, gradnorm"])
-def test_resumes_bit_for_bit_and_the_checkpoint_loads_without_us(name: str, tmp_path: Any) -> None:
-    make = CASES[name].make if name in CASES else lambda: REMUL(SYMMETRY, "net", balance="gradnorm", gradnorm_lr=0.2)
-
+@pytest.mark.parametrize("case", [*CASES.values(), GRADNORM], ids=[*CASES, GRADNORM.name])
+def test_resumes_bit_for_bit_and_the_checkpoint_loads_without_us(case: Case, tmp_path: Any) -> None:
     def fit(epochs: int, *callbacks: L.Callback, ckpt_path: str | None = None) -> L.LightningModule:
         module = Plain()
         save = ModelCheckpoint(tmp_path, filename=f"{{epoch}}-{epochs}", save_top_k=-1, every_n_epochs=2)
@@ -485,16 +346,17 @@ def test_resumes_bit_for_bit_and_the_checkpoint_loads_without_us(name: str, tmp_
         )
         return module
 
-    whole = fit(4, make())
+    whole = fit(4, case.make())
     path = tmp_path / "epoch=1-4.ckpt"
-    assert torch.equal(weights(fit(4, make(), ckpt_path=str(path))), weights(whole))
+    assert torch.equal(weights(fit(4, case.make(), ckpt_path=str(path))), weights(whole))
     saved = torch.load(path, weights_only=True)
     assert list(saved["state_dict"]) == list(Plain().state_dict())
     Plain().load_state_dict(saved["state_dict"])
+    assert (case.make().state_key in saved["callbacks"]) == case.has_state
     # a state of ours, or an optimizer that held weights of ours, is missed by a run that goes on without us
-    if make().adds_parameters:
+    if case.adds_parameters:
         return
-    if name == "remul, gradnorm" or isinstance(make(), SymmetryCloning):  # which have a state
+    if case.has_state:
         with pytest.warns(UserWarning, match="callbacks used to create the checkpoint"):
             alone = fit(3, ckpt_path=str(path))
     else:
@@ -504,23 +366,23 @@ def test_resumes_bit_for_bit_and_the_checkpoint_loads_without_us(name: str, tmp_
 
 @pytest.mark.situation("weight averaging, {order}")
 @pytest.mark.parametrize("order", ["average first", "average last"])
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@each_case
 def test_weight_averaging_in_either_order(case: Case, order: str, record_property: Any) -> None:
-    if case.make().adds_parameters and order == "average first":
+    if case.adds_parameters and order == "average first":
         with pytest.raises(RuntimeError, match="must come after"):
             trainer(EMAWeightAveraging(decay=0.9), case.make()).fit(Plain(), loader())
         record_property("refused", "must come after ours")
         return
     modules = []
-    for module, strategies in ((Plain(), [case.make()]), (case.twin(case), [])):
+    for module, strategies in ((Plain(), [case.make()]), (case.make_twin(), [])):
         average = EMAWeightAveraging(decay=0.9)
         trainer(*([average, *strategies] if order == "average first" else [*strategies, average])).fit(module, loader())
         modules.append(module)
-    torch.testing.assert_close(weights(modules[0].net), weights(modules[1].net), rtol=1e-5, atol=1e-6)
+    assert_same(weights(modules[0].net), weights(modules[1].net))
 
 
 @pytest.mark.situation("a network built in {hook}")
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@each_case
 @pytest.mark.parametrize("hook", ["configure_model", "setup"])
 def test_a_network_that_is_built_late(case: Case, hook: str) -> None:
     class Late(Plain):
@@ -536,20 +398,20 @@ def test_a_network_that_is_built_late(case: Case, hook: str) -> None:
             self.net = make_net()
 
     setattr(Late, hook, build)
-    late, twin = Late(), case.twin(case)
+    late, twin = Late(), case.make_twin()
     trainer(case.make()).fit(late, loader())
     trainer().fit(twin, loader())
-    torch.testing.assert_close(weights(late.net), weights(twin.net), rtol=1e-5, atol=1e-6)
+    assert_same(weights(late.net), weights(twin.net))
 
 
 @pytest.mark.situation("LBFGS")
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@each_case
 def test_an_optimizer_that_calls_the_step_many_times_sees_one_draw(case: Case) -> None:
     def lbfgs(self: Plain) -> torch.optim.Optimizer:
         return torch.optim.LBFGS(self.parameters(), lr=0.05, max_iter=3)
 
     pair = []
-    for module, callbacks in ((Plain(), [case.make()]), (case.twin(case), [])):
+    for module, callbacks in ((Plain(), [case.make()]), (case.make_twin(), [])):
         module.configure_optimizers = lbfgs.__get__(module)  # type: ignore[method-assign]
         trainer(*callbacks).fit(module, loader())
         pair.append(weights(module.net))
@@ -557,9 +419,9 @@ def test_an_optimizer_that_calls_the_step_many_times_sees_one_draw(case: Case) -
 
 
 @pytest.mark.situation("the user's logs and random numbers")
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@each_case
 def test_the_users_own_logs_and_random_numbers_are_left_alone(case: Case) -> None:
-    if not isinstance(case.make(), REMUL):
+    if not case.keeps_step:
         pytest.skip("not applicable: it changes what the step sees or returns")
 
     def fit(*callbacks: L.Callback) -> tuple[float, Tensor]:

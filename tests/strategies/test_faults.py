@@ -22,21 +22,19 @@ from lightning.pytorch.tuner import Tuner
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from lightning_equiv import REMUL, EquivarianceMonitor, SymmetryCloning
+from lightning_equiv import EquivarianceMonitor
 from lightning_equiv.datasets.in_memory import ResumableLoader
+from tests.strategies.cases import Case, Fails, each_case
 from tests.strategies.faults import (
     Killed,
-    Tasked,
     breaks,
     change_batch,
     on_both_sides,
     optimise_by_hand,
     shared_net,
-    tasked_twin,
     two_optimizers,
 )
-from tests.strategies.test_contract import CASES, Case, Fails
-from tests.strategies.toys import SYMMETRY, Plain, Rows, loader, make_net, snapshot, trainer, weights
+from tests.strategies.toys import SYMMETRY, Plain, Rows, assert_same, loader, make_net, snapshot, trainer, weights
 
 Fit = Callable[..., None]  # (module, *callbacks)
 
@@ -45,7 +43,7 @@ def situation(name: str) -> Callable[[Any], Any]:
     """A row of the table: a test of every case."""
 
     def mark(test: Any) -> Any:
-        return pytest.mark.situation(name)(pytest.mark.parametrize("case", CASES.values(), ids=CASES)(test))
+        return pytest.mark.situation(name)(each_case(test))
 
     return mark
 
@@ -61,13 +59,13 @@ def fits(batches: DataLoader | None = None, val: DataLoader | None = None, **set
 
 def assert_equals_twin(case: Case, fit: Fit, ours: Plain | None = None, twin: Plain | None = None) -> None:
     """Both are trained by `fit`: their weights moved and are equal, and nothing is left on ours."""
-    ours, twin = ours or Plain(), twin or case.twin(case)
+    ours, twin = ours or Plain(), twin or case.make_twin()
     before, start = snapshot(ours), weights(ours.net)
     fit(ours, case.make())
     fit(twin)
     assert snapshot(ours) == before
     assert_trained(ours, start)
-    torch.testing.assert_close(weights(ours.net), weights(twin.net), rtol=1e-5, atol=1e-6)
+    assert_same(weights(ours.net), weights(twin.net))
 
 
 def assert_trained(module: Plain, start: Tensor) -> None:
@@ -212,7 +210,7 @@ def test_stochastic_weight_averaging_before(case: Case, record_property: Any) ->
         average = StochasticWeightAveraging(swa_lrs=0.02, swa_epoch_start=1, annealing_epochs=2)
         fits(max_epochs=3)(module, average, *callbacks)
 
-    if case.make().adds_parameters:  # it pairs the parameters of its copy with the module's by their order
+    if case.adds_parameters:  # it pairs the parameters of its copy with the module's by their order
         with pytest.raises(RuntimeError, match="must come after"):
             fit(Plain(), case.make())
         record_property("refused", "must come after ours")
@@ -306,8 +304,8 @@ def test_two_optimizers(case: Case, record_property: Any) -> None:
         fits()(module, case.make())
     del module.configure_optimizers
     assert snapshot(module) == before
-    if not case.make().changes_loss:
-        assert_equals_twin(case, fits(), optimise_by_hand(Plain()), optimise_by_hand(case.twin(case)))
+    if not case.changes_loss:
+        assert_equals_twin(case, fits(), optimise_by_hand(Plain()), optimise_by_hand(case.make_twin()))
         return
     module = optimise_by_hand(Plain())
     before = snapshot(module)
@@ -331,7 +329,7 @@ def test_frozen_layers(case: Case) -> None:
     ours.net[0].requires_grad_(False)
     assert_equals_twin(case, lambda module, *callbacks: fits()(module, *callbacks, Freeze()), ours)
     assert torch.equal(ours.net[0].weight, frozen[0])
-    if not isinstance(case.make(), SymmetryCloning):  # which teaches frozen weights before training
+    if case.prepare is None:  # or frozen weights were taught before training
         assert torch.equal(ours.net[0].weight, make_net()[0].weight)
     assert [p.requires_grad for p in ours.net.parameters()] == [False, False, True, True]
 
@@ -339,8 +337,8 @@ def test_frozen_layers(case: Case) -> None:
 @situation("shared layers and tied weights")
 def test_shared_layers(case: Case) -> None:
     for how in ("one layer under two names", "two layers with the same weights"):
-        twin = tasked_twin(case, net=shared_net(how))
-        if case.make().adds_parameters:
+        twin = case.make_twin(shared_net(how))
+        if case.adds_parameters:
             last = twin.net[3:]  # relaxed too where they are the same layers
             twin.passes = lambda net, x, how=how, last=last: net(net(x)) if how.startswith("one") else last(net(x))
         assert_equals_twin(case, fits(), Plain(shared_net(how)), twin)
@@ -348,16 +346,16 @@ def test_shared_layers(case: Case) -> None:
 
 @situation("a network called twice in a step")
 def test_called_twice(case: Case, record_property: Any) -> None:
-    ours, strategy = Tasked(), case.make()
+    ours = Plain()
     ours.task = on_both_sides
-    if isinstance(strategy, REMUL) and strategy.target is not None:
-        before = snapshot(ours)
-        with pytest.raises(RuntimeError, match=r"calls the network 2 times.*leave `target` out"):
-            fits()(ours, strategy)
-        assert snapshot(ours) == before
-        record_property("refused", "a label belongs to one call: leave `target` out")
+    if case.called_twice is None:
+        assert_equals_twin(case, fits(), ours, case.make_twin(task=on_both_sides))
         return
-    assert_equals_twin(case, fits(), ours, tasked_twin(case, on_both_sides))
+    before = snapshot(ours)
+    with pytest.raises(case.called_twice.error, match=case.called_twice.match):
+        fits()(ours, case.make())
+    assert snapshot(ours) == before
+    record_property("refused", case.called_twice.words)
 
 
 # ---- other data ----------------------------------------------------------------------------------------------------
@@ -392,7 +390,7 @@ def test_skipped_nan(case: Case) -> None:
     def bad(module: Plain) -> Plain:
         return skip_bad_steps(change_batch(module, 2, lambda loss: 0 if loss is None else loss * float("nan")))
 
-    assert_equals_twin(case, fits(max_epochs=2), bad(Plain()), bad(case.twin(case)))
+    assert_equals_twin(case, fits(max_epochs=2), bad(Plain()), bad(case.make_twin()))
     module, batches = skip_bad_steps(Plain()), loader()
     batches.dataset.x[9] = float("nan")
     fits(batches, max_epochs=2)(module, case.make())
@@ -406,7 +404,7 @@ def test_skipped_nan(case: Case) -> None:
 @situation("a step that returns None")
 @pytest.mark.filterwarnings("ignore:`training_step` returned `None`")
 def test_a_step_that_returns_none(case: Case) -> None:
-    twin = change_batch(case.twin(case), 2, lambda loss: None)
+    twin = change_batch(case.make_twin(), 2, lambda loss: None)
     commit = twin.on_train_batch_end
     twin.on_train_batch_end = lambda outputs, batch, i: None if i == 2 else commit(outputs, batch, i)
     assert_equals_twin(case, fits(), change_batch(Plain(), 2, lambda loss: None), twin)
@@ -465,7 +463,8 @@ def test_state_of_another_format(case: Case, tmp_path: Path, record_property: An
 
     fit(case.make())
     saved, key = torch.load(tmp_path / "epoch=0.ckpt", weights_only=True), case.make().state_key
-    if key not in saved["callbacks"]:
+    if not case.has_state:
+        assert key not in saved["callbacks"]
         pytest.skip("has no state")
     fit(case.make(), ckpt_path=str(tmp_path / "epoch=0.ckpt"))  # its own
     for change in ({"format": -1}, {}):

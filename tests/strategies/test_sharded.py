@@ -17,18 +17,12 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 
 from lightning_equiv import REMUL, SymmetryCallback
-from tests.strategies.test_contract import CASES, Case
-from tests.strategies.toys import LR, SYMMETRY, Plain, Rows, rotations, trainer, weights
+from tests.strategies.cases import CASES, Case, each_case
+from tests.strategies.toys import LR, SYMMETRY, Plain, Rows, assert_same, draws, trainer, weights
 
 RANKS, STEPS, ROWS = 2, 3, 4  # rows of a rank in a step
 TIMEOUT = 60.0
-LOSSES = {name: case for name, case in CASES.items() if case.by_hand is not None}
-REFUSED = {
-    "constraint relaxation": "its branches would be sharded wrongly",
-    "recm": "its branches would be sharded wrongly",
-    "symmetry cloning, break": "it needs the network's whole weights",
-    "symmetry cloning, anneal": "it needs the network's whole weights",
-}
+LOSSES = {name: case for name, case in CASES.items() if case.loss is not None}
 
 
 def batch_of(step: int, rank: int) -> tuple[Tensor, Tensor]:
@@ -79,12 +73,12 @@ def whole(module: Plain, step: Step) -> Tensor:
         return weights(module)
 
 
-def train(rank: int, name: str, how: str, folder: Path) -> None:
+def train(rank: int, case: Case, how: str, folder: Path) -> None:
     """One process: shard, then attach, as in a Trainer; three steps of SGD."""
     torch.set_num_threads(1)
     meet, patience = f"file://{folder}/meet", timedelta(seconds=TIMEOUT / 2)
     dist.init_process_group("gloo", init_method=meet, rank=rank, world_size=RANKS, timeout=patience)
-    module, strategy = Plain(), CASES[name].make()
+    module, strategy = Plain(), case.make()
     module.log = lambda *_, **__: None  # type: ignore[method-assign]
     step = SHARDS[how](module)
     optimizer = torch.optim.SGD(module.parameters(), lr=LR)
@@ -103,24 +97,22 @@ def by_hand(case: Case) -> Tensor:
     """The same on one process, on the whole batch: the mean over ranks is the mean over rows."""
     module = Plain()
     optimizer = torch.optim.SGD(module.parameters(), lr=LR)
-    assert case.by_hand is not None
+    assert case.loss is not None
     for i in range(STEPS):
         optimizer.zero_grad()
         for rank in range(RANKS):
-            R = rotations(case.num_samples * ROWS, *case.key, 0, rank, i + 1)
-            (case.by_hand(module.net, *batch_of(i, rank), R) / RANKS).backward()
+            draw = draws(*case.key, 0, rank, i + 1)
+            (case.loss(module.net, *batch_of(i, rank), draw) / RANKS).backward()
         optimizer.step()
     return weights(module)
 
 
 @pytest.mark.situation("sharded by FSDP 1 and 2, in a loop by hand")
 @pytest.mark.parametrize("how", SHARDS)
-@pytest.mark.parametrize("name", LOSSES)
-def test_a_loss_on_a_sharded_network_is_the_loss_on_the_whole_one(name: str, how: str, tmp_path: Path) -> None:
-    if how.startswith("FSDP2") and not hasattr(torch.cpu.Stream, "record_event"):
-        pytest.skip("torch 2.6 has FSDP2 for GPUs alone")
+@pytest.mark.parametrize("case", LOSSES.values(), ids=LOSSES)
+def test_a_loss_on_a_sharded_network_is_the_loss_on_the_whole_one(case: Case, how: str, tmp_path: Path) -> None:
     context = torch.multiprocessing.start_processes(
-        train, (name, how, tmp_path), nprocs=RANKS, join=False, start_method="fork"
+        train, (case, how, tmp_path), nprocs=RANKS, join=False, start_method="fork"
     )
     try:
         finished = context.join(timeout=TIMEOUT) or context.join(timeout=TIMEOUT)  # one rank, then the other
@@ -129,12 +121,12 @@ def test_a_loss_on_a_sharded_network_is_the_loss_on_the_whole_one(name: str, how
             with suppress(ValueError):
                 process.kill()
     assert finished, "the processes wait for each other"
-    expected, start = by_hand(CASES[name]), weights(Plain())
+    expected, start = by_hand(case), weights(Plain())
     assert (expected - start).abs().max() > 1e-2, "nothing was trained"
     for rank in range(RANKS):
         saved = torch.load(tmp_path / f"{rank}.pt")
         assert saved["kept"] < 0.7 * len(start), "nothing was sharded"
-        torch.testing.assert_close(saved["weights"], expected, rtol=1e-5, atol=1e-6)
+        assert_same(saved["weights"], expected)
 
 
 # ---- in a Trainer ----------------------------------------------------------------------------------------------------
@@ -149,17 +141,18 @@ SHARDING = [FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy]
 
 
 @pytest.mark.situation("Lightning's FSDP, DeepSpeed and model-parallel strategies")
-@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_sharding_is_allowed_or_refused(case: Case, request: Any, record_property: Any) -> None:
-    reason = REFUSED.get(request.node.callspec.id)
+@each_case
+def test_sharding_is_allowed_or_refused(case: Case, record_property: Any) -> None:
     set_up(case.make(), DDPStrategy)
     for sharding in SHARDING:
-        if reason is None:
+        if case.sharded is None:
             set_up(case.make(), sharding)
         else:
-            with pytest.raises(RuntimeError, match=f"{type(case.make()).__name__} .*{sharding.__name__} shards"):
+            with pytest.raises(RuntimeError, match=f"{case.kind} .*{sharding.__name__} shards"):
                 set_up(case.make(), sharding)
-    record_property("words", "allowed; run by hand only, as above" if reason is None else f"refused: {reason}")
+    record_property(
+        "words", "allowed; run by hand only, as above" if case.sharded is None else f"refused: {case.sharded}"
+    )
 
 
 @pytest.mark.parametrize("sharding", SHARDING)

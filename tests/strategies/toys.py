@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_equiv import SO3, Symmetry
+from lightning_equiv.groups.group import derived_generator
 
 SYMMETRY = Symmetry("SO(3)", inputs="1o", outputs="1o", batch=("1o", "1o"))
 LR = 0.05
+Task = Callable[[Callable[[Tensor], Tensor], Tensor, Tensor], Tensor]  # (net, x, y) -> loss
 
 
 class Rows(Dataset):
@@ -42,16 +45,22 @@ def make_net(seed: int = 0) -> nn.Module:
         return nn.Sequential(nn.Linear(3, 16), nn.Tanh(), nn.Linear(16, 3))
 
 
+def once(net: Callable[[Tensor], Tensor], x: Tensor, y: Tensor) -> Tensor:
+    """The loss of an ordinary step: one call of the network."""
+    return nn.functional.mse_loss(net(x), y)
+
+
 class Plain(L.LightningModule):
-    """A user's regression; `net` is the network whose symmetry is meant."""
+    """A user's regression; `net` is the network whose symmetry is meant, `task` the loss of a step."""
+
+    task: Task = staticmethod(once)
 
     def __init__(self, net: nn.Module | None = None, lr: float = LR) -> None:
         super().__init__()
         self.net, self.lr = net if net is not None else make_net(), lr
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
-        x, y = batch
-        loss = nn.functional.mse_loss(self.net(x), y)
+        loss = self.task(self.net, *batch)
         self.log("user_loss", loss, on_epoch=True, on_step=False, sync_dist=True)
         return loss
 
@@ -87,11 +96,15 @@ def trainer(*callbacks: L.Callback, **kwargs: Any) -> L.Trainer:
     return L.Trainer(callbacks=list(callbacks), **{**defaults, **kwargs})
 
 
-def rotations(n: int, *key: Any) -> Tensor:
-    """(n, 3, 3) the rotations that a strategy draws for this key."""
-    from lightning_equiv._random import derived_generator
+def draws(*key: Any) -> Callable[[int], Tensor]:
+    """n -> (n, 3, 3): the rotations that a strategy draws for this key, one call's after the other's."""
+    generator = derived_generator(*key)
+    return lambda n: SO3().sample(n, generator=generator).matrix
 
-    return SO3().sample(n, generator=derived_generator(*key)).matrix
+
+def rotations(n: int, *key: Any) -> Tensor:
+    """(n, 3, 3): the first rotations that a strategy draws for this key."""
+    return draws(*key)(n)
 
 
 def snapshot(module: nn.Module) -> dict[str, Any]:
@@ -116,3 +129,8 @@ def snapshot(module: nn.Module) -> dict[str, Any]:
 def weights(module: nn.Module) -> Tensor:
     """All weights in one vector."""
     return torch.cat([p.detach().double().flatten() for p in module.parameters()])
+
+
+def assert_same(actual: Any, expected: Any) -> None:
+    """Equal but for the order in which float32 numbers were added."""
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
