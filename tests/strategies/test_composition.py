@@ -25,7 +25,7 @@ from tests.strategies.cases import (
     mse,
     second_cloning,
 )
-from tests.strategies.cloned_by_hand import make_cloning
+from tests.strategies.cloned_by_hand import WEIGHT, make_cloning
 from tests.strategies.recm_by_hand import RecmByHand, make_recm
 from tests.strategies.relaxed_by_hand import LAYERS, BranchesByHand, RelaxedByHand, make_relaxation
 from tests.strategies.toys import (
@@ -278,9 +278,20 @@ def test_where_the_branches_live_and_who_came_first_does_not_matter(case: Case, 
 
 @each_branch
 def test_a_network_is_relaxed_that_was_cloned_before(case: Case) -> None:
-    module, cloning = Plain(Named()), make_cloning()
+    """The second fit teaches nothing: it goes on from the first, relaxed, and pulls to the clone of the first."""
+    module, cloning, net = Plain(Named()), make_cloning(), make_net()
     fit(module, cloning)
-    fit(module, cloning, on(case.make(), NAMED))
+    for ours, theirs in zip(net.parameters(), module.net.parameters(), strict=True):
+        ours.data.copy_(theirs.data)
+    twin, clone = case.make_twin(net), list(cloning.state_dict()["clone"].values())
+    step = twin.training_step
+
+    def pulled(batch: Any, batch_idx: int) -> Tensor:
+        squares = [(p - start).square().sum() for p, start in zip(net.parameters(), clone, strict=True)]
+        return step(batch, batch_idx) + WEIGHT / 2 * sum(squares)
+
+    twin.training_step = pulled  # type: ignore[method-assign]
+    assert_same(fit(module, cloning, on(case.make(), NAMED)), fit(twin))
 
 
 @in_both_orders

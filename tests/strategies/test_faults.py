@@ -130,7 +130,7 @@ class Interrupted(Fails):
 
 @situation("Ctrl-C")
 def test_ctrl_c(case: Case) -> None:
-    handler = signal.getsignal(signal.SIGINT)
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # a process in the background has none
     try:
         assert_breaks(case, fits(), Interrupted, SystemExit)
     finally:

@@ -49,7 +49,7 @@ from lightning_equiv.strategies.recm.critic import (
 )
 from tests.strategies.recm_by_hand import make_recm
 from tests.strategies.relaxed_by_hand import LAYERS
-from tests.strategies.toys import SYMMETRY, Plain, loader, make_net, snapshot, trainer, weights
+from tests.strategies.toys import SYMMETRY, Plain, error_of, loader, make_net, snapshot, trainer, weights
 
 mse = nn.functional.mse_loss
 IRREPS = "2x0e+1x0o+3x1o+1x1e+2x2e"
@@ -69,12 +69,6 @@ def states(strategy: RECM) -> dict[str, Tensor]:
 
 def thetas(strategy: RECM) -> list[float]:
     return [abs(v["theta"]) for v in strategy.report]
-
-
-def error_of(net: nn.Module) -> float:
-    """On all rows of the toys at once, as a loader of one batch validates them."""
-    with torch.no_grad():
-        return float(mse(net(loader().dataset.x), loader().dataset.y))
 
 
 def critics_of(make: Callable[[], RECM], module: L.LightningModule) -> dict[str, LipschitzCritic]:
