@@ -1,7 +1,7 @@
 """What every group and every representation must satisfy, and the one table of cases that it is run over.
 
 A contract is a list of laws; a law is a function of one case. A concrete class without a row in its table fails
-(`tests/groups/test_groups.py`, `tests/groups/test_representations.py`).
+(`tests/groups/test_groups.py`, `tests/representations/test_representations.py`).
 """
 
 from __future__ import annotations
@@ -44,14 +44,10 @@ from lightning_equiv import (
     as_group,
     as_representation,
 )
+from tests.helpers import TOLERANCE, close, normal, seeded
 
-# Of a result of size one against an exact one: rounded once (bfloat16), or some roundings long.
-TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1e-2}
 ROWS = 6
-
-
-def close(actual: Tensor, expected: Tensor, tolerance: float = TOLERANCE[torch.float64]) -> None:
-    torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance, check_dtype=False)
+ROOMS = ("lightning_equiv.groups.", "lightning_equiv.representations.")
 
 
 def same(g: GroupElement, h: GroupElement) -> None:
@@ -61,15 +57,8 @@ def same(g: GroupElement, h: GroupElement) -> None:
         close(a, b)
 
 
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-ROOMS = ("lightning_equiv.groups.", "lightning_equiv.representations.")
-
-
 def concrete_subclasses(base: type) -> set[type]:
-    """Those that a user writes; a test may define its own."""
+    """Those that a user writes, all in these folders; a test may define its own."""
     found: set[type] = set()
     for cls in base.__subclasses__():
         found |= concrete_subclasses(cls)
@@ -179,7 +168,7 @@ def draw(group: Group, n: int = ROWS, seed: int = 0) -> GroupElement:
 
 
 def velocity(group: Group, n: int = ROWS, seed: int = 0) -> AlgebraElement:
-    return AlgebraElement(group, (torch.randn(n, group.dim, generator=seeded(seed), dtype=torch.float64),))
+    return AlgebraElement(group, (normal(n, group.dim, seed=seed),))
 
 
 def coordinates_are_valid(case: GroupCase) -> None:
@@ -368,7 +357,7 @@ class RepresentationCase:
     typed: bool = True
 
     def x(self, seed: int = 7, dtype: torch.dtype = torch.float64) -> Tensor:
-        return torch.randn(ROWS, *self.shape, generator=seeded(seed), dtype=torch.float64).to(dtype)
+        return normal(ROWS, *self.shape, seed=seed).to(dtype)
 
     def move(self, g: GroupElement, x: Tensor) -> Tensor:
         return self.representation(g, x)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import lightning as L
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from lightning_equiv import ConstraintRelaxation, EquivarianceError, GroupElement, Image, Invariant, Symmetry, as_group
 from lightning_equiv.layers.branch import Branch
 from lightning_equiv.strategies.constraint_relaxation.penalties import penalties
+from tests.helpers import normal
 from tests.strategies.toys import trainer
 
 PARTICLES = Symmetry("O(3)", inputs=(Invariant(), "1o", "1o"), outputs="1o")
@@ -28,10 +30,7 @@ def regular(g: GroupElement, x: Tensor) -> Tensor:
     return turned.gather(2, index[:, None, :, None, None].expand(len(x), x.shape[1], 4, *x.shape[-2:]))
 
 
-def clouds(*shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
-
-
+clouds = partial(normal, dtype=torch.float32)
 CASES: dict[str, Any] = {
     "e3nn": (
         lambda: E3nnMessagePassing("4x0e+4x1o", 2),

@@ -37,6 +37,7 @@ from lightning_equiv import (
     as_representation,
 )
 from tests.contracts import GROUPS, draw
+from tests.helpers import normal
 
 ROTATIONS = draw(SO3(), 4).matrix
 
@@ -340,7 +341,7 @@ def test_irreps_that_are_none():
 
 
 # ---- symmetries ------------------------------------------------------------------------------------------------------
-X, M = torch.randn(4, 4, generator=torch.Generator().manual_seed(3)).split([3, 1], dim=1)
+X, M = normal(4, 4, seed=3, dtype=torch.float32).split([3, 1], dim=1)
 G = draw(SO3(), 4)
 
 

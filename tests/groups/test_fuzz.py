@@ -16,7 +16,8 @@ from torch import nn
 import lightning_equiv as le
 from lightning_equiv import Symmetry, as_group, as_representation, equivariance_error
 from lightning_equiv.symmetry.tree import tensors
-from tests.contracts import TOLERANCE, concrete_subclasses, seeded
+from tests.contracts import concrete_subclasses
+from tests.helpers import TOLERANCE, seeded
 
 FUZZ = settings(max_examples=100, deadline=10_000, derandomize=True, database=None)  # 10 s: a hang, not a busy machine
 REFUSED = (ValueError, TypeError)

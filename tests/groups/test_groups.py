@@ -16,7 +16,8 @@ from lightning_equiv import E3, O3, SE3, SO2, SO3, Cyclic, Dihedral, Group, Grou
 from lightning_equiv._random import derived_generator
 from lightning_equiv.groups.group import AlgebraElement
 from lightning_equiv.groups.rotation import quaternion_to_matrix
-from tests.contracts import GROUP_LAWS, GROUPS, close, concrete_subclasses, draw, row_of
+from tests.contracts import GROUP_LAWS, GROUPS, concrete_subclasses, draw, row_of
+from tests.helpers import close
 
 MANY = 20_000
 FIVE_SIGMA = 5 / MANY**0.5  # of the mean of a quantity between -1 and 1

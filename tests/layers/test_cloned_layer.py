@@ -21,7 +21,7 @@ from lightning_equiv import (
     Symmetry,
     equivariance_error,
 )
-from tests.contracts import close, seeded
+from tests.helpers import close, seeded
 
 
 def normal(*shape, seed=3, dtype=torch.float64):

@@ -21,7 +21,7 @@ from lightning_equiv import (
     Regular,
     Teacher,
 )
-from tests.contracts import TOLERANCE, close, seeded
+from tests.helpers import TOLERANCE, close, seeded
 
 TEACHERS = {
     "ring": lambda: CircularConvolution((8,), 3),

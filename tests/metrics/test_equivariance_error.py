@@ -17,15 +17,12 @@ from torchmetrics import Metric, MetricCollection
 
 from lightning_equiv import SO3, EquivarianceError, Point, Symmetry, equivariance_error
 from lightning_equiv.metrics.functional import Kind, equivariance_sums
+from tests.helpers import normal
 
 KINDS = get_args(Kind)
 VECTORS = Symmetry("SO(3)", "1o", "1o")
 C4 = Symmetry("C4", Point(), Point())
 PARTS = Symmetry("C4", "1o", "0e+1o")  # the whole group, and an output of two parts
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 class Net(nn.Module):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lightning_equiv import EquivarianceError, EquivarianceMonitor, Invariant, Symmetry
+from tests.helpers import global_seed, seeded
 
 VECTORS = Symmetry("SO(3)", "1o", "1o")
 
@@ -21,7 +22,7 @@ class Rows(torch.utils.data.Dataset):
     """22 vectors, alone or in a dict with a mass."""
 
     def __init__(self, named: bool = False, seed: int = 0) -> None:
-        g = torch.Generator().manual_seed(seed)
+        g = seeded(seed)
         self.x, self.m, self.named = torch.randn(22, 3, generator=g), torch.rand(22, 1, generator=g), named
 
     def __len__(self) -> int:
@@ -55,8 +56,7 @@ class Model(L.LightningModule):
 
     def __init__(self, step: str = "self.net(batch)") -> None:
         super().__init__()
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
+        with global_seed():
             self.net = Net()
         self.alias = self.net
         self.unused = nn.Linear(3, 3)

@@ -6,7 +6,8 @@ import torch
 from lightning_equiv import SO2, Cyclic, Dihedral, Image, VectorField
 from lightning_equiv.groups.group import AlgebraElement
 from lightning_equiv.representations.image import grid, interpolate, moves_pixels_to_pixels
-from tests.contracts import close, draw
+from tests.contracts import draw
+from tests.helpers import close
 
 SIZE = 32
 

@@ -28,7 +28,8 @@ from lightning_equiv import (
     as_representation,
 )
 from lightning_equiv.representations.action import apply_matrix
-from tests.contracts import MIXED, REPRESENTATION_LAWS, REPRESENTATIONS, close, concrete_subclasses, draw, velocity
+from tests.contracts import MIXED, REPRESENTATION_LAWS, REPRESENTATIONS, concrete_subclasses, draw, velocity
+from tests.helpers import close, normal, seeded
 
 
 @pytest.mark.parametrize("law", REPRESENTATION_LAWS, ids=lambda law: law.__name__)
@@ -39,18 +40,6 @@ def test_contract(name, law):
 
 def test_every_representation_has_a_row():
     assert concrete_subclasses(Representation) == {type(case.representation) for case in REPRESENTATIONS.values()}
-
-
-def normal(*shape, seed=3):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-@pytest.fixture
-def float64_default():
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)  # e3nn's own matrices are no more exact than this
-    yield
-    torch.set_default_dtype(before)
 
 
 # ---- twins -----------------------------------------------------------------------------------------------------------
@@ -274,8 +263,8 @@ def test_a_representation_is_an_abstract_class_with_one_thing_to_write():
 @pytest.mark.parametrize("rho", [Point(), CartesianTensor(2), IrrepsTensor("1o")], ids=repr)
 def test_reduced_precision_matmuls_do_not_blur_a_rotation(rho: Representation) -> None:
     before = torch.get_float32_matmul_precision()
-    x = torch.randn(64, 3, 3, generator=torch.Generator().manual_seed(0))
-    g = SO3().sample(64, generator=torch.Generator().manual_seed(1))
+    x = normal(64, 3, 3, dtype=torch.float32)
+    g = SO3().sample(64, generator=seeded(1))
     exact = rho(g, x.double())
     try:
         torch.set_float32_matmul_precision("medium")

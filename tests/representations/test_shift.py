@@ -20,7 +20,8 @@ from lightning_equiv import (
     Symmetry,
     as_representation,
 )
-from tests.contracts import draw, row_of, seeded
+from tests.contracts import draw, row_of
+from tests.helpers import seeded
 
 
 def normal(*shape, seed=3):

@@ -15,18 +15,13 @@ from lightning_equiv.representations.wigner import (
     wigner_D_list,
     wigner_generators,
 )
+from tests import helpers
+from tests.helpers import normal, seeded
 
 MAX_DEGREE = 8
 MIXED = "2x0e+3x0o+1o+2x1e+2x2e+2o+0x3e+3o+4x1o"
-TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
-
-
-@pytest.fixture(autouse=True)
-def float64_default():
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)  # e3nn's own matrices are no more exact than this
-    yield
-    torch.set_default_dtype(before)
+pytestmark = pytest.mark.usefixtures("float64_default")
+TOLERANCE = {**helpers.TOLERANCE, torch.bfloat16: 3e-2, torch.float16: 4e-3}  # of components larger than one
 
 
 def random_rotations(n, seed=0):
@@ -57,8 +52,7 @@ def dense(matrix, irreps):
 
 
 def features(n, irreps, *, dtype=torch.float64, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(n, o3.Irreps(irreps).dim, generator=generator, dtype=torch.float64).to(dtype)
+    return normal(n, o3.Irreps(irreps).dim, seed=seed).to(dtype)
 
 
 # wigner_D
@@ -91,7 +85,7 @@ def test_degree_one_is_the_matrix_itself():
 @pytest.mark.parametrize("degree", range(1, MAX_DEGREE + 1))
 def test_spherical_harmonics_turn_with_it(degree):
     R = torch.cat([special_rotations(), random_rotations(10)])
-    v = torch.randn(len(R), 3, generator=torch.Generator().manual_seed(1))
+    v = normal(len(R), 3, seed=1)
     turned = o3.spherical_harmonics(degree, (R @ v[..., None])[..., 0], normalize=True)
     still = o3.spherical_harmonics(degree, v, normalize=True)
     torch.testing.assert_close(turned, (wigner_D(degree, R) @ still[..., None])[..., 0], atol=1e-11, rtol=0)
@@ -382,7 +376,7 @@ def test_errors_of_degrees_and_shapes():
 @pytest.mark.parametrize("n", [257, 700, 1024])
 def test_many_rows_at_a_time_are_the_same_rows(n: int) -> None:
     """Large batches without a graph go piece by piece; with one they go at once."""
-    generator = torch.Generator().manual_seed(0)
+    generator = seeded()
     matrix = torch.linalg.qr(torch.randn(n, 3, 3, generator=generator, dtype=torch.float64))[0]
     x = torch.randn(n, 2, 18, generator=generator, dtype=torch.float64)
     irreps = "2x0e+1o+1e+2e+0o"

@@ -10,7 +10,8 @@ from e3nn import o3
 from torch import Tensor, nn
 
 from lightning_equiv import Symmetry, SymmetryCloning
-from lightning_equiv._random import derived_generator
+from lightning_equiv.groups.group import derived_generator
+from tests.helpers import global_seed
 from tests.strategies.toys import Plain
 
 STEPS, LR, BATCH, WEIGHT = 50, 1e-2, 16, 0.5
@@ -22,8 +23,7 @@ class Stretch(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        with torch.random.fork_rng():
-            torch.manual_seed(5)
+        with global_seed(5):
             self.a, self.b = o3.Linear("1o", "4x1o"), o3.Linear("4x1o", "1o")
 
     def forward(self, x: Tensor) -> Tensor:

@@ -28,19 +28,12 @@ from lightning_equiv.layers.layer import Layer
 from lightning_equiv.representations.representation import Representation
 from lightning_equiv.strategies.constraint_relaxation.penalties import EPS, commutators, penalties
 from lightning_equiv.strategies.constraint_relaxation.schedule import SCHEDULES, level
+from tests.helpers import global_seed, normal, seeded
 from tests.strategies.relaxed_by_hand import make_relaxation
 from tests.strategies.toys import SYMMETRY, Plain, loader, snapshot, trainer, weights
 
 mse = nn.functional.mse_loss
 IN, OUT = "2x0e+3x1o+1e+2e", "4x0e+2x1o+1x1e+0o+3o"
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def randn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=generator(seed), dtype=torch.float64)
 
 
 def branch_of(layer: Layer, network: nn.Module, *inputs: Tensor) -> Branch:
@@ -73,11 +66,11 @@ def test_the_lie_penalty_is_zero_on_an_equivariant_matrix_and_positive_on_a_rand
         W = equivariant(torch.eye(o3.Irreps(IN).dim)).detach().T
     finally:
         torch.set_default_dtype(before)
-    x, layer = randn(50, W.shape[1]), irreps_layer()
+    x, layer = normal(50, W.shape[1]), irreps_layer()
     lie, norm = penalties([branch_of(layer, linear(W), x)], as_group(group))
     assert lie - EPS**0.5 < 1e-10
     assert norm > 0.1
-    W = randn(*W.shape, seed=1)
+    W = normal(*W.shape, seed=1)
     lie, norm = penalties([branch_of(layer, linear(W), x)], as_group(group))
     assert 0.5 < lie / norm < 6
 
@@ -86,7 +79,7 @@ def test_the_lie_penalty_is_zero_on_an_equivariant_matrix_and_positive_on_a_rand
 def test_the_lie_penalty_against_a_loop_over_dense_matrices(group: str) -> None:
     """rho from e3nn's dense matrices, its derivative by a central difference, one sample at a time."""
     symmetry = as_group(group)
-    layer, W, x = irreps_layer(), randn(o3.Irreps(OUT).dim, o3.Irreps(IN).dim), randn(7, o3.Irreps(IN).dim, seed=2)
+    layer, W, x = irreps_layer(), normal(o3.Irreps(OUT).dim, o3.Irreps(IN).dim), normal(7, o3.Irreps(IN).dim, seed=2)
 
     def dense(irreps: str, R: Tensor) -> Tensor:
         before = torch.get_default_dtype()
@@ -113,9 +106,9 @@ def test_branches_of_one_shape_are_handled_together_as_alone() -> None:
     a, b, c = irreps_layer(), irreps_layer(), irreps_layer(OUT, IN)
     sizes = o3.Irreps(OUT).dim, o3.Irreps(IN).dim
     branches = [
-        branch_of(a, linear(randn(*sizes)), randn(5, sizes[1])),
-        branch_of(c, linear(randn(*sizes[::-1])), randn(9, sizes[0])),
-        branch_of(b, linear(randn(*sizes, seed=3)), randn(8, sizes[1], seed=4)),
+        branch_of(a, linear(normal(*sizes)), normal(5, sizes[1])),
+        branch_of(c, linear(normal(*sizes[::-1])), normal(9, sizes[0])),
+        branch_of(b, linear(normal(*sizes, seed=3)), normal(8, sizes[1], seed=4)),
     ]
     together = torch.stack(penalties(branches, as_group("O(3)")))
     alone = sum(torch.stack(penalties([b], as_group("O(3)"))) for b in branches)
@@ -129,7 +122,7 @@ def test_vector_neurons() -> None:
         def __init__(self) -> None:
             super().__init__()
             self.in_channels, self.out_channels = 4, 5
-            self.weight = nn.Parameter(randn(5, 4))
+            self.weight = nn.Parameter(normal(5, 4))
 
         def forward(self, x: Tensor) -> Tensor:
             return torch.einsum("oc,bcin->boin", self.weight, x)
@@ -137,15 +130,15 @@ def test_vector_neurons() -> None:
     module = nn.ModuleDict({"vn": VNLinear()})
     (layer,) = find_layers(module, VNLinear)
     assert (layer.dims, layer.in_features, layer.out_features) == ((1, 2), (4, 3), (5, 3))
-    x = randn(2, 4, 3, 6)
-    V = randn(5, 4, seed=1)
+    x = normal(2, 4, 3, 6)
+    V = normal(5, 4, seed=1)
     b = branch_of(layer, linear(torch.kron(V, torch.eye(3, dtype=torch.float64))), x)
     lie, norm = penalties([b], as_group("O(3)"))
     assert lie < 1e-5
     n_x = b.apply(x, module["vn"](x))
     torch.testing.assert_close(n_x, torch.einsum("oc,bcin->boin", V, x))
     torch.testing.assert_close(norm, (n_x.square().sum() / 12).sqrt())
-    dense = randn(15, 12, seed=2)
+    dense = normal(15, 12, seed=2)
     b = branch_of(layer, linear(dense), x)
     expected = torch.einsum("pq,bqn->bpn", dense, x.flatten(1, 2)).unflatten(1, (5, 3))
     torch.testing.assert_close(b.apply(x, module["vn"](x)), expected)
@@ -154,7 +147,7 @@ def test_vector_neurons() -> None:
 
 
 def test_a_nonlinear_branch_against_a_finite_difference() -> None:
-    layer, x, h = irreps_layer("2x0e+2x1o", "1o+0e"), randn(6, 8), 1e-5
+    layer, x, h = irreps_layer("2x0e+2x1o", "1o+0e"), normal(6, 8), 1e-5
     assert layer.inputs is not None
     assert layer.outputs is not None
     torch.manual_seed(0)
@@ -175,7 +168,7 @@ def test_a_convolution_beside_a_convolution() -> None:
     conv = nn.Conv2d(2, 3, 3, stride=1, padding=1)
     (layer,) = find_layers(nn.ModuleDict({"conv": conv}), {"conv": (Image(), Image())})
     network = make_branch(layer, "linear", 1.0).double()
-    x = randn(2, 2, 8, 8)
+    x = normal(2, 2, 8, 8)
     assert network(x).shape == conv.double()(x).shape
     assert penalties([branch_of(layer, network, x)], as_group("C4"))[0] > 0.1
     network.weight.data = sum(torch.rot90(network.weight.data, k, (2, 3)) for k in range(4))
@@ -184,7 +177,7 @@ def test_a_convolution_beside_a_convolution() -> None:
 
 def test_commutators_take_stacked_matrices() -> None:
     rho: Representation = IrrepsTensor("1o")
-    W = randn(4, 3, 3)
+    W = normal(4, 3, 3)
     stacked = commutators(W, rho, rho, (3,), (3,), as_group("SO(3)"))
     assert stacked.shape == (3, 4, 3, 3)
     torch.testing.assert_close(stacked[:, 2], commutators(W[2], rho, rho, (3,), (3,), as_group("SO(3)")))
@@ -209,8 +202,10 @@ def test_the_penalty_gives_the_trunk_no_gradient() -> None:
 
 def test_no_nan_from_a_branch_that_starts_at_zero() -> None:
     module = Plain()
-    trainer(make_relaxation(init_scale=0.0), max_epochs=3).fit(module, loader())
+    run = trainer(make_relaxation(init_scale=0.0, end=1.0), max_epochs=3)
+    run.fit(module, loader())
     assert torch.isfinite(weights(module)).all()
+    assert float(run.callback_metrics["constraint_relaxation/norm_penalty"]) > 1e-3, "it did not stay at zero"
 
 
 # ---- schedule --------------------------------------------------------------------------------------------------------
@@ -232,9 +227,9 @@ class Levels(L.Callback):
 
     @torch.no_grad()
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        x = torch.randn(5, 3, generator=generator())
+        x = torch.randn(5, 3, generator=seeded())
         for b in self.strategy.branches:
-            x_l = x if b.layer.in_features == (3,) else torch.randn(5, 16, generator=generator())
+            x_l = x if b.layer.in_features == (3,) else torch.randn(5, 16, generator=seeded())
             strict = nn.functional.linear(x_l, b.layer.module.weight, b.layer.module.bias)
             n_x = nn.functional.linear(x_l, b.network.weight)
             theta = ((b.layer.module(x_l) - strict) * n_x).sum() / n_x.square().sum()
@@ -267,8 +262,7 @@ class Equivariant(Plain):
     """e3nn layers with a gate in between."""
 
     def __init__(self) -> None:
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
+        with global_seed():
             net = nn.Sequential(o3.Linear("1o", "8x0e+8x1o"), o3.Linear("8x0e+8x1o", "1o"))
         super().__init__(net, lr=0.02)
 

@@ -16,6 +16,7 @@ from lightning_equiv.layers.branch import Branch, make_branch
 from lightning_equiv.layers.choose import find_layers
 from lightning_equiv.layers.families.escnn import EscnnFields
 from lightning_equiv.strategies.constraint_relaxation.penalties import EPS, penalties
+from tests.helpers import global_seed
 from tests.strategies.toys import snapshot, trainer
 
 
@@ -86,8 +87,7 @@ SCALAR, REGULAR = FieldType(1, "scalar"), FieldType(3, "regular")
 class Classifier(L.LightningModule):
     def __init__(self) -> None:
         super().__init__()
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
+        with global_seed():
             self.body = SequentialModule(R2Conv(SCALAR, REGULAR), R2Conv(REGULAR, REGULAR))
             self.head = nn.Linear(3, 2)
 

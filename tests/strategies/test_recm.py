@@ -47,16 +47,13 @@ from lightning_equiv.strategies.recm.critic import (
     target_rows,
     violation,
 )
+from tests.helpers import default_dtype, global_seed, normal, seeded
 from tests.strategies.recm_by_hand import make_recm
 from tests.strategies.relaxed_by_hand import LAYERS
 from tests.strategies.toys import SYMMETRY, Plain, error_of, loader, make_net, snapshot, trainer, weights
 
 mse = nn.functional.mse_loss
 IRREPS = "2x0e+1x0o+3x1o+1x1e+2x2e"
-
-
-def randn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def batches(data: Iterable[Any]) -> DataLoader:
@@ -115,8 +112,7 @@ class Gated(nn.Module):
 
 class Regression(Plain):
     def __init__(self) -> None:
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
+        with global_seed():
             super().__init__(Gated())
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -125,7 +121,7 @@ class Regression(Plain):
 
 def law(n: int, push: float, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Inputs 0e+1o, |x| and x, and targets 1o, |x| x / 2 and a push along z that no rotation moves."""
-    x = randn(n, 3, seed=seed).float()
+    x = normal(n, 3, seed=seed).float()
     r = x.norm(dim=-1, keepdim=True)
     return torch.cat([r, x], -1), x * r / 2 + push * r * torch.tensor([0.0, 0.0, 1.0])
 
@@ -192,8 +188,8 @@ def test_u_is_1_lipschitz(scale: float) -> None:
     with torch.no_grad():
         for p in u.parameters():
             p.mul_(scale)
-        a = torch.cat([randn(500, 12, seed=i) * size for i, size in enumerate((0.01, 1.0, 30.0))])
-        b = torch.cat([a[:750] + 1e-3 * randn(750, 12, seed=5), randn(750, 12, seed=6)])
+        a = torch.cat([normal(500, 12, seed=i) * size for i, size in enumerate((0.01, 1.0, 30.0))])
+        b = torch.cat([a[:750] + 1e-3 * normal(750, 12, seed=5), normal(750, 12, seed=6)])
         assert ((u(a) - u(b)).norm(dim=-1) <= (1 + 1e-6) * (a - b).norm(dim=-1)).all()
     slopes = torch.linalg.matrix_norm(torch.vmap(torch.func.jacrev(u))(a), 2)
     assert slopes.max() <= 1 + 1e-6
@@ -221,8 +217,8 @@ def everything(n: int) -> Draw:
 def lopsided() -> tuple[Tensor, Tensor]:
     """Ten rows of six pairs of points in the plane, some of them several times."""
     times = torch.tensor([3, 1, 2, 1, 1, 2])
-    x = randn(6, 2) + torch.tensor([1.0, 0.5])
-    y = x + randn(6, 2, seed=1) / 2
+    x = normal(6, 2) + torch.tensor([1.0, 0.5])
+    y = x + normal(6, 2, seed=1) / 2
     return x.repeat_interleave(times, 0), y.repeat_interleave(times, 0)
 
 
@@ -293,25 +289,20 @@ def test_no_u_sees_anything_in_a_symmetric_law() -> None:
 def test_irreps_are_projected_as_if_they_were_moved_first(group: str, channels: tuple[int, ...]) -> None:
     shape = (*channels, o3.Irreps(IRREPS).dim)
     numbers, n, times = math.prod(shape), 5, 3
-    rows, weight = Rows(randn(n, numbers), shape, IrrepsTensor(IRREPS)), randn(7, numbers, seed=1)
-    draw = Draw(as_group(group).sample(2 * n * times, generator=torch.Generator().manual_seed(0)), times)
-    again = rows.values.repeat(times, 1).unflatten(1, shape)
-    expected = nn.functional.linear(rows.representation(draw.elements[: len(again)], again).flatten(1), weight)
+    rows, weight = Rows(normal(n, numbers), shape, IrrepsTensor(IRREPS)), normal(7, numbers, seed=1)
+    draw = Draw(as_group(group).sample(2 * n * times, generator=seeded()), times)
+    expected = nn.functional.linear(rows.moved(draw), weight)
     torch.testing.assert_close(rows.projected(weight, draw), expected)
     assert (expected - rows.projected(weight).repeat(times, 1)).abs().max() > 0.1
 
 
 def test_irreps_are_projected_as_with_the_matrices_of_e3nn() -> None:
     n, times, irreps = 4, 2, o3.Irreps(IRREPS)
-    elements = as_group("O(3)").sample(n * times, generator=torch.Generator().manual_seed(0))
+    elements = as_group("O(3)").sample(n * times, generator=seeded())
     assert len(set(torch.linalg.det(elements.matrix).round().tolist())) == 2, "turns and reflections"
-    x, W = randn(n, 2, irreps.dim), randn(7, 2, irreps.dim, seed=1)
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    try:
+    x, W = normal(n, 2, irreps.dim), normal(7, 2, irreps.dim, seed=1)
+    with default_dtype(torch.float64):
         D = irreps.D_from_matrix(elements.matrix)
-    finally:
-        torch.set_default_dtype(before)
     rows = Rows(x.flatten(1), (2, irreps.dim), IrrepsTensor(irreps))
     projected = rows.projected(W.flatten(1), Draw(elements, times))
     for m in range(times):
@@ -361,7 +352,7 @@ def test_only_large_groups_are_drawn_from(group: str, draws: bool) -> None:
 
 def test_targets_of_nodes_and_of_graphs() -> None:
     """(graphs, nodes, 3) row by row; (graphs, 3) each for all nodes of its graph, in order."""
-    y = randn(4, 5, 3)
+    y = normal(4, 5, 3)
     nodes, rho = target_rows(y, IrrepsTensor("1o"), 20), IrrepsTensor("1o")
     assert torch.equal(nodes.values, y.reshape(20, 3))
     assert (nodes.shape, nodes.representation) == ((3,), rho)
@@ -370,20 +361,20 @@ def test_targets_of_nodes_and_of_graphs() -> None:
 
 
 def test_invariant_targets() -> None:
-    one = target_rows(randn(4), Invariant(), 8).values
+    one = target_rows(normal(4), Invariant(), 8).values
     assert one.shape == (8, INVARIANT_SIZE)
-    assert torch.equal(one[:, 0], randn(4).repeat_interleave(2))
+    assert torch.equal(one[:, 0], normal(4).repeat_interleave(2))
     assert not one[:, 1:].any()
-    y = randn(4, 7)
+    y = normal(4, 7)
     some = target_rows(y, Invariant(), 4).values
     assert torch.equal(some[:, :7], y)
     assert not some[:, 7:].any()
-    y, other = randn(50, 100), randn(50, 100, seed=1)
+    y, other = normal(50, 100), normal(50, 100, seed=1)
     many, others = (target_rows(v, Invariant(), 50).values for v in (y, other))
     assert many.shape == (50, INVARIANT_SIZE)
     assert ((many - others).norm(dim=-1) <= (y - other).norm(dim=-1) + 1e-12).all()
-    repeated = target_rows(randn(50, 32).repeat(1, 3), Invariant(), 50).values
-    torch.testing.assert_close(repeated.norm(dim=-1), randn(50, 32).repeat(1, 3).norm(dim=-1))
+    repeated = target_rows(normal(50, 32).repeat(1, 3), Invariant(), 50).values
+    torch.testing.assert_close(repeated.norm(dim=-1), normal(50, 32).repeat(1, 3).norm(dim=-1))
 
 
 def test_class_labels() -> None:
@@ -395,18 +386,18 @@ def test_class_labels() -> None:
 
 
 def test_cartesian_targets() -> None:
-    y = randn(4, 3, 3)
+    y = normal(4, 3, 3)
     rows = target_rows(y, CartesianTensor(2), 8)
     assert torch.equal(rows.values, y.flatten(1).repeat_interleave(2, 0))
-    g = as_group("O(3)").sample(8, generator=torch.Generator().manual_seed(0))
-    moved = rows.projected(torch.eye(9, dtype=y.dtype), Draw(g, 1)).unflatten(1, (3, 3))
+    g = as_group("O(3)").sample(8, generator=seeded())
+    moved = rows.moved(Draw(g, 1)).unflatten(1, (3, 3))
     torch.testing.assert_close(moved, g.matrix @ y.repeat_interleave(2, 0) @ g.matrix.mT)
 
 
 @pytest.mark.parametrize("count", [7, 3])
 def test_targets_that_do_not_go_into_the_rows(count: int) -> None:
     with pytest.raises(ValueError, match=rf"{count} rows, which are no multiple of the 4 targets of shape \(4, 3\)"):
-        target_rows(randn(4, 3), IrrepsTensor("1o"), count)
+        target_rows(normal(4, 3), IrrepsTensor("1o"), count)
 
 
 # ---- evaluation, checkpoints, processes ------------------------------------------------------------------------------
@@ -530,7 +521,7 @@ def test_a_branch_cannot_undo_a_small_theta() -> None:
     for branch in ("linear", "mlp"):
         strategy, module = make_recm(branch=branch), Plain()
         strategy.attach(module)
-        (_, b), x = strategy.branches, randn(500, 16).float()
+        (_, b), x = strategy.branches, normal(500, 16).float()
         n_x = b.network(x)
         with torch.no_grad():
             for p in b.network.parameters():
@@ -764,7 +755,7 @@ class VNLinear(nn.Module):
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
         self.in_channels, self.out_channels = in_channels, out_channels
-        self.weight = nn.Parameter(randn(out_channels, in_channels).float())
+        self.weight = nn.Parameter(normal(out_channels, in_channels).float())
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.einsum("oc,bc...->bo...", self.weight, x)
@@ -802,7 +793,7 @@ def test_every_kind_of_layer_learns_its_level(kind: str, target: Any, branch: An
     make, symmetry, layers, x_shape, y_shape = KINDS[kind]
     torch.manual_seed(0)
     module = Plain(make())
-    x, y = randn(*x_shape).float(), randn(*y_shape, seed=1).float()
+    x, y = normal(*x_shape).float(), normal(*y_shape, seed=1).float()
 
     def step(batch: Any, batch_idx: int) -> Tensor:
         out = module.net(batch[0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -29,6 +30,7 @@ from lightning_equiv import (
 from lightning_equiv._random import derived_generator
 from lightning_equiv.strategies.symmetry_cloning.cloning import Pair, clone
 from lightning_equiv.strategies.symmetry_cloning.inputs import Draws, Settings, noise
+from tests.helpers import global_seed, normal, seeded
 from tests.strategies.cloned_by_hand import SYMMETRY as TURNS
 from tests.strategies.cloned_by_hand import Stretch, make_cloning
 from tests.strategies.toys import SYMMETRY as TURNS_OF_BATCHES
@@ -39,8 +41,7 @@ RING = CircularConvolution((8,), 3)
 DATA = DataLoader(Rows(200), 50)
 
 
-def randn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+randn = partial(normal, dtype=torch.float32)
 
 
 def batches(data: Iterable[Any]) -> DataLoader:
@@ -52,14 +53,13 @@ def rings() -> DataLoader:
     return batches((randn(5, 1, 8, seed=i), randn(5, 1, 8, seed=10 + i)) for i in range(4))
 
 
-def seeded(make: Any, *args: Any, **kwargs: Any) -> Any:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
+def made(make: Any, *args: Any, **kwargs: Any) -> Any:
+    with global_seed():
         return make(*args, **kwargs)
 
 
 def wide_net(width: int = 64) -> nn.Module:
-    return seeded(lambda: nn.Sequential(nn.Linear(3, width), nn.Tanh(), nn.Linear(width, 3)))
+    return made(lambda: nn.Sequential(nn.Linear(3, width), nn.Tanh(), nn.Linear(width, 3)))
 
 
 def cloning(teacher: nn.Module, network: str = "net", **changes: Any) -> SymmetryCloning:
@@ -161,11 +161,11 @@ def test_what_the_refused_student_would_learn_is_useless() -> None:
     assert relative_mse(phi.mean(0).expand_as(phi), phi) == pytest.approx(1, abs=5e-3)
     settings = Settings(200, 64, 1e-2, 0.1, "step", "output", 0)
     draws = Draws(RING, noise(((8,),), settings), settings, torch.empty(()))
-    assert clone(Pair(seeded(nn.Linear, 8, 8), RING, "output"), draws, settings, lambda *_: None).error > 0.95
+    assert clone(Pair(made(nn.Linear, 8, 8), RING, "output"), draws, settings, lambda *_: None).error > 0.95
 
 
 def test_one_member_of_a_family() -> None:
-    module, tolerance = Plain(seeded(nn.Linear, 8, 8)), 0.05
+    module, tolerance = Plain(made(nn.Linear, 8, 8)), 0.05
     strategy = cloning(RING, resample="never", steps=1000, tolerance=tolerance)
     teach(strategy, module)
     x, tau = randn(500, 8), torch.randn(1, 3, generator=derived_generator("tau", 0, 0))
@@ -179,7 +179,7 @@ def test_one_member_of_a_family() -> None:
 
 @pytest.mark.parametrize(("resample", "tolerance"), [("step", 0.1), ("epoch", 0.25)])
 def test_a_linear_student_learns_the_whole_family(resample: Any, tolerance: float) -> None:
-    module = Plain(ClonedLayer(seeded(ConditionalBilinear.like, RING), 1, 1))
+    module = Plain(ClonedLayer(made(ConditionalBilinear.like, RING), 1, 1))
     strategy = cloning(RING, "net.student", resample=resample, steps=1500, tolerance=tolerance, batch_size=64)
     teach(strategy, module)
     x, tau = randn(500, 8), randn(500, 3, seed=1)
@@ -192,7 +192,7 @@ def test_a_linear_student_learns_the_whole_family(resample: Any, tolerance: floa
 @pytest.fixture(scope="module")
 def taught() -> tuple[Plain, SymmetryCloning]:
     """A perceptron that knows the convolutions of a ring, in a user's network."""
-    module = seeded(lambda: Plain(ClonedLayer(ConditionalMLP.like(RING, width=128), 2, 3)))
+    module = made(lambda: Plain(ClonedLayer(ConditionalMLP.like(RING, width=128), 2, 3)))
     strategy = SymmetryCloning(RING, "net.student", steps=1500, tolerance=0.3, lr=3e-3)
     teach(strategy, module)
     return module, strategy
@@ -205,7 +205,7 @@ def test_the_tolerance_bounds_the_error_of_a_family(taught: Any) -> None:
     error = error_of(student, (x, tau), RING.symmetry)
     assert error <= 1.1 * 0.3
     assert strategy.report["clone_equivariance_error"] == pytest.approx(error, rel=0.1)
-    untrained = seeded(ConditionalMLP.like, RING, width=128)
+    untrained = made(ConditionalMLP.like, RING, width=128)
     assert error_of(untrained, (x, tau), RING.symmetry) > 3 * error
 
 
@@ -228,7 +228,7 @@ def test_a_cloned_layer_agrees_with_the_strict_one(taught: Any) -> None:
     assert torch.equal(strict.tau, layer.tau)
     x = 10 * randn(500, 2, 8, seed=3)
     assert relative_mse(layer(x), strict(x)) < 0.3**2
-    untrained = seeded(lambda: ClonedLayer(ConditionalMLP.like(RING, width=128), 2, 3))
+    untrained = made(lambda: ClonedLayer(ConditionalMLP.like(RING, width=128), 2, 3))
     untrained.tau.data.copy_(layer.tau)
     assert relative_mse(untrained(x), strict(x)) > 0.8
 
@@ -247,7 +247,7 @@ def test_a_plain_network_takes_over_the_symmetry_of_another() -> None:
 
 def headed() -> Plain:
     """A student, and a head that is not part of it."""
-    return seeded(lambda: Plain(nn.Sequential(make_net(), nn.Linear(3, 3))))
+    return made(lambda: Plain(nn.Sequential(make_net(), nn.Linear(3, 3))))
 
 
 def test_retain_freezes_the_student_while_the_rest_trains() -> None:
@@ -335,7 +335,7 @@ def test_anneal_needs_to_know_how_long_the_run_is() -> None:
 
 def test_layers_are_matched() -> None:
     """The hidden layers become equal; of what comes after them nothing is asked."""
-    teacher, module = wide_net(16), Plain(seeded(lambda: nn.Sequential(nn.Linear(3, 16), nn.Linear(16, 5))))
+    teacher, module = wide_net(16), Plain(made(lambda: nn.Sequential(nn.Linear(3, 16), nn.Linear(16, 5))))
     last = module.net[1].weight.clone()
     x = randn(200, 3)
     assert relative_mse(module.net[0](x), teacher[0](x)) < 1e-12, "the same seed: moved away first"
@@ -450,7 +450,7 @@ def test_inputs_from_the_training_batches(name: str, symmetry: Any) -> None:
 
 def test_a_family_is_taught_on_data() -> None:
     """The symmetry of a family says how tau moves, which is not in the data."""
-    module = Plain(ClonedLayer(seeded(ConditionalBilinear.like, RING), 1, 1))
+    module = Plain(ClonedLayer(made(ConditionalBilinear.like, RING), 1, 1))
     strategy = cloning(RING, "net.student", inputs=lambda batch: batch[0][:, 0], steps=1500, tolerance=0.2)
     trainer(strategy).fit(module, rings())
     assert strategy.report["clone_error"] <= 0.1**2
@@ -494,7 +494,7 @@ def test_random_numbers_and_the_loader_are_left_alone(inputs: Any, options: dict
     def fit(*callbacks: L.Callback) -> tuple[list[Tensor], Tensor]:
         torch.manual_seed(3)
         module = Shown()
-        own = {"generator": torch.Generator().manual_seed(7)} if "generator" in options else {}
+        own = {"generator": seeded(7)} if "generator" in options else {}
         trainer(*callbacks, max_epochs=2).fit(module, DataLoader(Rows(22), 4, shuffle=True, **{**options, **own}))
         return module.shown, torch.get_rng_state()
 
@@ -669,7 +669,7 @@ def test_a_student_that_could_not_be_taught_is_taught_the_next_time() -> None:
 
 
 def test_a_teacher_that_is_not_equivariant() -> None:
-    teacher = seeded(nn.Linear, 3, 3)
+    teacher = made(nn.Linear, 3, 3)
     message = refused(cloning(teacher, symmetry=TURNS, inputs=[(3,)]), Plain(), "Linear is not equivariant under")
     [measured] = re.findall(r"error is (\S+),", message)
     assert float(measured) == pytest.approx(error_of(teacher, randn(2000, 3), TURNS), rel=0.25)

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lightning_equiv import SO3, Symmetry
 from lightning_equiv.groups.group import derived_generator
+from tests.helpers import global_seed, normal
 
 SYMMETRY = Symmetry("SO(3)", inputs="1o", outputs="1o", batch=("1o", "1o"))
 LR = 0.05
@@ -23,7 +24,7 @@ class Rows(Dataset):
     """(x, y) pairs of vectors, y = |x| x with a push along z, in a fixed order."""
 
     def __init__(self, n: int = 22, dtype: torch.dtype = torch.float32) -> None:
-        x = torch.randn(n, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        x = normal(n, 3, seed=1)
         self.x, self.y = x.to(dtype), (x * x.norm(dim=-1, keepdim=True) + torch.tensor([0, 0, 0.3])).to(dtype)
 
     def __len__(self) -> int:
@@ -40,8 +41,7 @@ def loader(n: int = 22, batch_size: int = 4, dtype: torch.dtype = torch.float32)
 
 def make_net(seed: int = 0) -> nn.Module:
     """An MLP on vectors, the same every time."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with global_seed(seed):
         return nn.Sequential(nn.Linear(3, 16), nn.Tanh(), nn.Linear(16, 3))
 
 
