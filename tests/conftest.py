@@ -1,7 +1,9 @@
 import pytest
 import torch
 
-pytest.register_assert_rewrite("tests.contracts", "tests.helpers")
+from tests.helpers import default_dtype, seeded
+
+pytest.register_assert_rewrite("tests.contracts", "tests.strategies.cloning_runs")
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -11,15 +13,11 @@ def one_thread():
 
 @pytest.fixture
 def generator():
-    from tests.helpers import seeded  # not above: its assertions are rewritten first
-
     return seeded()
 
 
 @pytest.fixture
 def float64_default():
     """E3nn's own matrices are no more exact than the default dtype."""
-    from tests.helpers import default_dtype
-
     with default_dtype(torch.float64):
         yield

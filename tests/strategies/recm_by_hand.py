@@ -116,3 +116,11 @@ def of_every_rank(x: Tensor) -> list[Tensor]:
     held = [torch.empty_like(x) for _ in range(torch.distributed.get_world_size())]
     torch.distributed.all_gather(held, x)
     return held
+
+
+def states(strategy: RECM) -> dict[str, Tensor]:
+    return {name: r.h.clone() for name, r in strategy.recurrences.items()}
+
+
+def thetas(strategy: RECM) -> list[float]:
+    return [abs(v["theta"]) for v in strategy.report]

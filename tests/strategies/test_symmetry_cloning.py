@@ -1,10 +1,8 @@
-"""SymmetryCloning by itself: what a clone is worth, what holds it, where its inputs come from, what it refuses."""
+"""SymmetryCloning by itself: what holds a clone, that its teacher stays outside, several fits, and what it refuses."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,111 +11,29 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_equiv import (
     REMUL,
-    CircularConvolution,
-    ClonedLayer,
-    ConditionalBilinear,
-    ConditionalMLP,
-    Invariant,
-    Shifted,
-    Symmetry,
     SymmetryCloning,
-    equivariance_error,
 )
-from lightning_equiv._random import derived_generator
-from lightning_equiv.strategies.symmetry_cloning.cloning import Pair, clone
-from lightning_equiv.strategies.symmetry_cloning.inputs import Draws, Settings, noise
-from tests.helpers import global_seed, normal, seeded
 from tests.strategies.cloned_by_hand import SYMMETRY as TURNS
 from tests.strategies.cloned_by_hand import Stretch, make_cloning
+from tests.strategies.cloning_runs import (
+    RING,
+    Recording,
+    cloning,
+    error_of,
+    made,
+    mse,
+    randn,
+    refused,
+    state_of,
+    teach,
+    unchanged,
+    wide_net,
+)
 from tests.strategies.toys import SYMMETRY as TURNS_OF_BATCHES
-from tests.strategies.toys import Plain, Rows, SavesPerRank, loader, make_net, snapshot, trainer, weights
-
-mse = nn.functional.mse_loss
-RING = CircularConvolution((8,), 3)
-DATA = DataLoader(Rows(200), 50)
-
-
-randn = partial(normal, dtype=torch.float32)
-
-
-def batches(data: Iterable[Any]) -> DataLoader:
-    return DataLoader(list(data), batch_size=None)
-
-
-def rings() -> DataLoader:
-    """Four batches of signals (5, 1, 8)."""
-    return batches((randn(5, 1, 8, seed=i), randn(5, 1, 8, seed=10 + i)) for i in range(4))
-
-
-def made(make: Any, *args: Any, **kwargs: Any) -> Any:
-    with global_seed():
-        return make(*args, **kwargs)
-
-
-def wide_net(width: int = 64) -> nn.Module:
-    return made(lambda: nn.Sequential(nn.Linear(3, width), nn.Tanh(), nn.Linear(width, 3)))
-
-
-def cloning(teacher: nn.Module, network: str = "net", **changes: Any) -> SymmetryCloning:
-    """A few steps, and any clone is good enough."""
-    settings = {"steps": 50, "lr": 1e-2, "batch_size": 16, "tolerance": 1.9}
-    return SymmetryCloning(teacher, network, **{**settings, **changes})
-
-
-def teach(strategy: SymmetryCloning, module: L.LightningModule, *args: Any) -> None:
-    strategy.attach(module)
-    try:
-        strategy.teach(module, *args)
-    finally:
-        strategy.detach()
-
-
-def relative_mse(h: Tensor, phi: Tensor) -> float:
-    return float((h - phi).detach().square().sum() / phi.detach().square().sum())
-
-
-def error_of(network: nn.Module, args: Any, symmetry: Symmetry) -> float:
-    """Relative equivariance error of many inputs together: the root of the mean |d|^2 over the mean |f|^2."""
-    with torch.no_grad():
-        f_x = network(*(args if isinstance(args, tuple) else (args,)))
-        each = equivariance_error(network, args, symmetry, num_samples=8)
-    squares = f_x.flatten(1).square().sum(1)
-    return float(((each.square() * squares).sum() / squares.sum()).sqrt())
-
-
-def unchanged(module: L.LightningModule, before: Mapping[str, Any], start: Mapping[str, Tensor]) -> None:
-    assert snapshot(module) == before
-    assert all(torch.equal(value, start[name]) for name, value in module.state_dict().items())
-    assert all(p.requires_grad for p in module.parameters())
-
-
-def state_of(module: nn.Module) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in module.state_dict().items()}
-
-
-def refused(
-    strategy: SymmetryCloning, module: L.LightningModule, message: str, data: Any = None, error: Any = ValueError
-) -> str:
-    """A fit fails with that message and leaves the module as it was."""
-    before, start = snapshot(module), state_of(module)
-    with pytest.raises(error, match=message) as caught:
-        trainer(strategy).fit(module, loader() if data is None else data)
-    unchanged(module, before, start)
-    return str(caught.value)
-
-
-class Recording(Stretch):
-    """Remembers what its copies are called with."""
-
-    seen: ClassVar[list[Any]] = []
-
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        self.seen.append(kwargs or args)
-        return super().forward(*args, **kwargs)
+from tests.strategies.toys import Plain, SavesPerRank, loader, make_net, snapshot, trainer, weights
 
 
 @pytest.fixture(autouse=True)
@@ -144,107 +60,7 @@ class Pulls(L.Callback):
         self.losses.append(float(outputs["loss"]))
 
 
-# ---- conditional and unconditional students --------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("resample", ["step", "epoch"])
-def test_an_unconditional_student_of_a_family_is_refused(resample: Any) -> None:
-    strategy = SymmetryCloning(RING, "net", resample=resample)
-    refused(strategy, Plain(nn.Linear(8, 8)), r"called with x alone.*mean over tau, which is 0.*resample='never'")
-
-
-def test_what_the_refused_student_would_learn_is_useless() -> None:
-    """The best h(x) is E_tau Phi = 0, and its relative MSE is 1: by a slow mean, and by cloning all the same."""
-    x, tau = randn(20, 8), randn(5000, 3, seed=1)
-    phi = torch.stack([RING(x, t.expand(20, -1)) for t in tau])
-    assert relative_mse(phi.mean(0), phi[0]) > 0.9
-    assert relative_mse(phi.mean(0).expand_as(phi), phi) == pytest.approx(1, abs=5e-3)
-    settings = Settings(200, 64, 1e-2, 0.1, "step", "output", 0)
-    draws = Draws(RING, noise(((8,),), settings), settings, torch.empty(()))
-    assert clone(Pair(made(nn.Linear, 8, 8), RING, "output"), draws, settings, lambda *_: None).error > 0.95
-
-
-def test_one_member_of_a_family() -> None:
-    module, tolerance = Plain(made(nn.Linear, 8, 8)), 0.05
-    strategy = cloning(RING, resample="never", steps=1000, tolerance=tolerance)
-    teach(strategy, module)
-    x, tau = randn(500, 8), torch.randn(1, 3, generator=derived_generator("tau", 0, 0))
-    error = relative_mse(module.net(x), RING(x, tau.expand(500, -1)))
-    assert error <= 1.2 * (tolerance / 2) ** 2
-    assert strategy.report["clone_error"] == pytest.approx(error, rel=0.2)
-    shifts = Symmetry(RING.symmetry.group, Shifted(-1), Shifted(-1))
-    assert strategy.report["clone_equivariance_error"] == pytest.approx(error_of(module.net, x, shifts), rel=0.2)
-    assert relative_mse(module.net(x), RING(x, randn(1, 3, seed=5).expand(500, -1))) > 0.1
-
-
-@pytest.mark.parametrize(("resample", "tolerance"), [("step", 0.1), ("epoch", 0.25)])
-def test_a_linear_student_learns_the_whole_family(resample: Any, tolerance: float) -> None:
-    module = Plain(ClonedLayer(made(ConditionalBilinear.like, RING), 1, 1))
-    strategy = cloning(RING, "net.student", resample=resample, steps=1500, tolerance=tolerance, batch_size=64)
-    teach(strategy, module)
-    x, tau = randn(500, 8), randn(500, 3, seed=1)
-    assert relative_mse(module.net.student(x, tau), RING(x, tau)) <= 1.2 * (tolerance / 2) ** 2
-
-
-# ---- what the tolerance promises -------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def taught() -> tuple[Plain, SymmetryCloning]:
-    """A perceptron that knows the convolutions of a ring, in a user's network."""
-    module = made(lambda: Plain(ClonedLayer(ConditionalMLP.like(RING, width=128), 2, 3)))
-    strategy = SymmetryCloning(RING, "net.student", steps=1500, tolerance=0.3, lr=3e-3)
-    teach(strategy, module)
-    return module, strategy
-
-
-def test_the_tolerance_bounds_the_error_of_a_family(taught: Any) -> None:
-    module, strategy = taught
-    student, x, tau = module.net.student, randn(1000, 8, seed=7), randn(1000, 3, seed=8)
-    assert relative_mse(student(x, tau), RING(x, tau)) <= 1.1 * (0.3 / 2) ** 2
-    error = error_of(student, (x, tau), RING.symmetry)
-    assert error <= 1.1 * 0.3
-    assert strategy.report["clone_equivariance_error"] == pytest.approx(error, rel=0.1)
-    untrained = made(ConditionalMLP.like, RING, width=128)
-    assert error_of(untrained, (x, tau), RING.symmetry) > 3 * error
-
-
-@pytest.mark.parametrize("tolerance", [0.5, 0.2])
-def test_the_tolerance_bounds_the_error_of_a_network(tolerance: float) -> None:
-    module, teacher = Plain(wide_net()), Stretch()
-    strategy = cloning(teacher, symmetry=TURNS, inputs=[(3,)], tolerance=tolerance, steps=2000, batch_size=64)
-    teach(strategy, module)
-    x = randn(2000, 3, seed=7)
-    assert relative_mse(module.net(x), teacher(x)) <= 1.2 * (tolerance / 2) ** 2
-    error = error_of(module.net, x, TURNS)
-    assert error <= 1.1 * tolerance
-    assert strategy.report["clone_equivariance_error"] == pytest.approx(error, rel=0.2)
-
-
-def test_a_cloned_layer_agrees_with_the_strict_one(taught: Any) -> None:
-    layer = taught[0].net
-    strict = ClonedLayer(RING, 2, 3)
-    strict.load_state_dict(layer.state_dict(), strict=False)
-    assert torch.equal(strict.tau, layer.tau)
-    x = 10 * randn(500, 2, 8, seed=3)
-    assert relative_mse(layer(x), strict(x)) < 0.3**2
-    untrained = made(lambda: ClonedLayer(ConditionalMLP.like(RING, width=128), 2, 3))
-    untrained.tau.data.copy_(layer.tau)
-    assert relative_mse(untrained(x), strict(x)) > 0.8
-
-
-def test_a_plain_network_takes_over_the_symmetry_of_another() -> None:
-    """One line, with inputs from the data; untrained it is far from equivariant."""
-    module, x = Plain(wide_net(), lr=0.0), randn(1000, 3, seed=9)
-    before = error_of(module.net, x, TURNS)
-    trainer(SymmetryCloning(Stretch(), "net", symmetry=TURNS, inputs=[0], tolerance=0.2, lr=1e-2)).fit(module, DATA)
-    assert before > 0.2
-    assert error_of(module.net, x, TURNS) < before / 5
-
-
 # ---- modes -----------------------------------------------------------------------------------------------------------
-
-
 def headed() -> Plain:
     """A student, and a head that is not part of it."""
     return made(lambda: Plain(nn.Sequential(make_net(), nn.Linear(3, 3))))
@@ -330,212 +146,7 @@ def test_anneal_needs_to_know_how_long_the_run_is() -> None:
     unchanged(module, before, start)
 
 
-# ---- layers that are matched -----------------------------------------------------------------------------------------
-
-
-def test_layers_are_matched() -> None:
-    """The hidden layers become equal; of what comes after them nothing is asked."""
-    teacher, module = wide_net(16), Plain(made(lambda: nn.Sequential(nn.Linear(3, 16), nn.Linear(16, 5))))
-    last = module.net[1].weight.clone()
-    x = randn(200, 3)
-    assert relative_mse(module.net[0](x), teacher[0](x)) < 1e-12, "the same seed: moved away first"
-    module.net[0].weight.data.add_(0.5)
-    teach(cloning(teacher, inputs=[(3,)], match={"0": "0"}, tolerance=0.1, steps=1000), module)
-    assert relative_mse(module.net[0](x), teacher[0](x)) <= 1.2 * 0.05**2
-    assert torch.equal(module.net[1].weight, last)
-
-
-@pytest.mark.parametrize(
-    ("match", "message"),
-    [
-        ({"first": "a"}, r"'first' names no sub-module of Sequential: the nearest are \['0', '1', '2'\]"),
-        ({"0": "bb"}, r"'bb' names no sub-module of Stretch: the nearest are \["),
-        ({"0": "b"}, r"shapes \[\(\d+, 16\)\], the teacher \[\(\d+, 3\)\]"),
-        ({"0": "a"}, r"shapes \[\(\d+, 16\)\], the teacher \[\(\d+, 12\)\]"),
-    ],
-)
-def test_layers_that_cannot_be_matched(match: Mapping[str, str], message: str) -> None:
-    refused(cloning(Stretch(), inputs=[(3,)], match=match), Plain(), message)
-
-
-def test_outputs_that_do_not_fit() -> None:
-    message = r"shapes \[\(\d+, 4\)\], the teacher \[\(\d+, 3\)\]: expected equal ones; choose layers"
-    refused(cloning(Stretch(), inputs=[(3,)]), Plain(nn.Linear(3, 4)), message)
-
-
-# ---- inputs ----------------------------------------------------------------------------------------------------------
-
-
-class Pairs(nn.Module):
-    """Two inputs, of two shapes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.w = nn.Parameter(torch.ones(3))
-
-    def forward(self, charges: Tensor, positions: Tensor) -> Tensor:
-        return (charges[..., None] * positions * self.w).sum(1)
-
-
-class RecordingPairs(Pairs):
-    def forward(self, charges: Tensor, positions: Tensor) -> Tensor:
-        Recording.seen.append((charges, positions))
-        return 2 * super().forward(charges, positions)
-
-
-class Systems(Plain):
-    """Trains on dicts or on tuples of charges, positions and a label."""
-
-    def __init__(self) -> None:
-        super().__init__(Pairs())
-
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        charges, positions, y = batch.values() if isinstance(batch, dict) else batch
-        return mse(self.net(charges, positions), y)
-
-
-def systems(as_dict: bool) -> DataLoader:
-    rows = [(randn(4, 5, seed=i), randn(4, 5, 3, seed=50 + i), randn(4, 3, seed=90 + i)) for i in range(3)]
-    return batches(dict(zip(("charges", "positions", "y"), row, strict=True)) if as_dict else row for row in rows)
-
-
-SYSTEM = Symmetry("SO(3)", inputs={"charges": Invariant(), "positions": "1o"}, outputs="1o")
-SHAPES: dict[str, Any] = {
-    "list": [(5,), (5, 3)],
-    "dict": {"charges": (5,), "positions": (5, 3)},
-}
-FROM_DATA: dict[str, Any] = {
-    "keys": (["charges", "positions"], True),
-    "indices": ([0, 1], False),
-    "callable, tuple": (lambda batch: (batch["charges"], batch["positions"]), True),
-    "callable, dict": (lambda batch: {"positions": batch[1], "charges": batch[0]}, False),
-}
-
-
-@pytest.mark.parametrize("name", SHAPES)
-def test_inputs_of_noise(name: str) -> None:
-    """N(0, I) of these shapes; the student arrives at the teacher's w."""
-    module, strategy = Systems(), cloning(RecordingPairs(), inputs=SHAPES[name], tolerance=0.02, steps=2000)
-    teach(strategy, module)
-    torch.testing.assert_close(module.net.w.data, torch.full((3,), 2.0), rtol=0.02, atol=0)
-    charges, positions = Recording.seen[-1]
-    assert (charges.shape[1:], positions.shape[1:]) == ((5,), (5, 3))
-    values = torch.cat([positions.flatten() for _, positions in Recording.seen])
-    assert float(values.mean()) == pytest.approx(0, abs=0.05)
-    assert float(values.std()) == pytest.approx(1, abs=0.05)
-
-
-@pytest.mark.parametrize("symmetry", [None, SYSTEM], ids=["no symmetry", "symmetry"])
-@pytest.mark.parametrize("name", FROM_DATA)
-def test_inputs_from_the_training_batches(name: str, symmetry: Any) -> None:
-    """As they are, or moved by random rotations, one for each sample and anew at each step."""
-    inputs, as_dict = FROM_DATA[name]
-    strategy = cloning(RecordingPairs(), inputs=inputs, symmetry=symmetry, tolerance=0.3, steps=500)
-    trainer(strategy).fit(Systems(), systems(as_dict))
-    data = [(batch["charges"], batch["positions"]) if as_dict else batch[:2] for batch in systems(as_dict)]
-    steps = [seen for seen in Recording.seen if len(seen[0]) == 4]
-    assert len(steps) >= 50
-    moved = []
-    for charges, positions in steps:
-        [theirs] = [x for q, x in data if torch.equal(q, charges)]
-        torch.testing.assert_close(positions @ positions.mT, theirs @ theirs.mT, rtol=1e-4, atol=1e-4)
-        moved.append(float((positions - theirs).abs().amax((1, 2)).min()))
-    assert len({float(charges.sum()) for charges, _ in steps}) == 3, "all batches were shown"
-    if symmetry is None:
-        assert max(moved) == 0
-    else:
-        assert sum(m > 1e-2 for m in moved) > 0.9 * len(moved)
-        assert len({round(float(positions[0, 0, 0]), 5) for _, positions in steps}) > 40, "every step draws anew"
-
-
-def test_a_family_is_taught_on_data() -> None:
-    """The symmetry of a family says how tau moves, which is not in the data."""
-    module = Plain(ClonedLayer(made(ConditionalBilinear.like, RING), 1, 1))
-    strategy = cloning(RING, "net.student", inputs=lambda batch: batch[0][:, 0], steps=1500, tolerance=0.2)
-    trainer(strategy).fit(module, rings())
-    assert strategy.report["clone_error"] <= 0.1**2
-
-
-def test_an_input_that_is_not_in_the_batch() -> None:
-    refused(cloning(Stretch(), inputs=["x"]), Plain(), r"inputs='x' is not in the batch: 'x' was looked for in a list")
-
-
-def test_no_batches_to_take_inputs_from() -> None:
-    with pytest.raises(ValueError, match=r"teach\(module, batches\)"):
-        teach(cloning(Stretch(), inputs=[0]), Plain())
-    with pytest.raises(ValueError, match="no training batches"):
-        teach(cloning(Stretch(), inputs=[0]), Plain(), list)
-
-
-class Shown(Plain):
-    """Remembers the batches and draws a random number at each step."""
-
-    def __init__(self) -> None:
-        super().__init__(nn.Sequential(*make_net(), nn.Dropout(0.5)))
-        self.shown: list[Tensor] = []
-
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        self.shown.append(torch.cat([batch[0].flatten(), torch.rand(1)]))
-        return super().training_step(batch, batch_idx)
-
-
-LOADERS: dict[str, dict[str, Any]] = {
-    "shuffled": {},
-    "shuffled by its own generator": {"generator": 7},
-    "persistent workers": {"num_workers": 1, "persistent_workers": True, "multiprocessing_context": "fork"},
-}
-
-
-@pytest.mark.parametrize("options", LOADERS.values(), ids=LOADERS)
-@pytest.mark.parametrize("inputs", [[(3,)], [0]], ids=["noise", "data"])
-def test_random_numbers_and_the_loader_are_left_alone(inputs: Any, options: dict[str, Any]) -> None:
-    """All batches, in the order of a run without it."""
-
-    def fit(*callbacks: L.Callback) -> tuple[list[Tensor], Tensor]:
-        torch.manual_seed(3)
-        module = Shown()
-        own = {"generator": seeded(7)} if "generator" in options else {}
-        trainer(*callbacks, max_epochs=2).fit(module, DataLoader(Rows(22), 4, shuffle=True, **{**options, **own}))
-        return module.shown, torch.get_rng_state()
-
-    (shown, state), (shown_alone, state_alone) = fit(cloning(Stretch(), inputs=inputs, symmetry=TURNS)), fit()
-    assert len(shown) == len(shown_alone) == 12
-    assert torch.equal(torch.cat(shown), torch.cat(shown_alone))
-    assert torch.equal(state, state_alone)
-
-
-class Both(Plain):
-    """Trains on two loaders at once."""
-
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        return sum(mse(self.net(x), y) for x, y in batch.values())
-
-
-def test_inputs_from_one_of_several_loaders() -> None:
-    strategy = cloning(Recording(), inputs=lambda batch: batch["labelled"][0])
-    trainer(strategy).fit(Both(), {"labelled": loader(), "other": loader(8)})
-    assert len(Recording.seen) >= 50
-    shown = Rows(22).x
-    for (x,) in Recording.seen:
-        assert (torch.cdist(x, shown, compute_mode="donot_use_mm_for_euclid_dist").amin(1) == 0).all()
-
-
-class Stream(IterableDataset):
-    """Batches, nobody knows how many."""
-
-    def __iter__(self) -> Iterator[Any]:
-        yield from loader()
-
-
-def test_inputs_from_a_stream() -> None:
-    strategy = cloning(Recording(), inputs=[0])
-    trainer(strategy).fit(Plain(), DataLoader(Stream(), batch_size=None))
-    assert {len(x) for (x,) in Recording.seen} == {4, 2}
-
-
 # ---- the teacher stays outside ---------------------------------------------------------------------------------------
-
-
 def test_the_teacher_is_nowhere_in_the_run(tmp_path: Path) -> None:
     teacher = Stretch()
     before = state_of(teacher)
@@ -572,68 +183,7 @@ def test_a_student_in_double_precision_leaves_the_teacher_as_it_is() -> None:
     assert {p.dtype for p in module.parameters()} == {torch.float64}
 
 
-# ---- cache -----------------------------------------------------------------------------------------------------------
-
-
-def test_a_cached_clone_is_not_made_again(tmp_path: Path) -> None:
-    settings = {"inputs": [(3,)], "cache": tmp_path / "deep" / "clone.pt", "symmetry": TURNS}
-    first, second = Plain(), Plain(make_net(seed=1))
-    strategy, again = cloning(Recording(), **settings), cloning(Recording(), **settings)
-    teach(strategy, first)
-    assert len(Recording.seen) >= 50
-    Recording.seen.clear()
-    teach(again, second)
-    assert Recording.seen == []
-    assert torch.equal(weights(first), weights(second))
-    assert again.report == strategy.report
-    assert not torch.equal(weights(first), weights(Plain()))
-
-
-@pytest.mark.parametrize("other", ["teacher", "its weights", "student", "settings"])
-def test_the_cache_of_another_clone_is_refused(other: str, tmp_path: Path) -> None:
-    settings = {"inputs": [(3,)], "cache": tmp_path / "clone.pt"}
-    teach(cloning(Stretch(), **settings), Plain())
-    teacher: nn.Module = nn.Linear(3, 3) if other == "teacher" else Stretch()
-    if other == "its weights":
-        teacher.a.weight.data += 1e-3
-    module = Plain(wide_net(17)) if other == "student" else Plain()
-    changes = {"lr": 2e-2} if other == "settings" else {}
-    refused(cloning(teacher, **settings, **changes), module, r"clone\.pt belongs to another teacher, student or sett")
-
-
-def test_a_teacher_with_a_number_in_its_state() -> None:
-    """As batch normalisations count their batches."""
-    teacher = Stretch()
-    teacher.register_buffer("count", torch.tensor(3))
-    module = Plain()
-    teach(cloning(teacher, inputs=[(3,)]), module)
-    assert not torch.equal(weights(module), weights(Plain()))
-
-
-class Normalised(nn.Module):
-    """A student with running statistics, which are no parameters."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm, self.net = nn.BatchNorm1d(3), wide_net()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net(self.norm(3 + 4 * x))
-
-
-def test_a_cached_clone_has_its_running_statistics(tmp_path: Path) -> None:
-    settings = {"inputs": [(3,)], "cache": tmp_path / "clone.pt", "tolerance": 0.6, "steps": 2000, "batch_size": 64}
-    x, errors = randn(500, 3), []
-    for module in (Plain(Normalised()), Plain(Normalised())):
-        teach(cloning(Stretch(), **settings), module)
-        errors.append(relative_mse(module.net.eval()(x), Stretch()(x)))
-    assert errors[0] <= 1.2 * 0.3**2
-    assert errors[1] == pytest.approx(errors[0], rel=1e-5)
-
-
 # ---- several fits ----------------------------------------------------------------------------------------------------
-
-
 def test_a_second_fit_goes_on_and_another_module_is_taught() -> None:
     strategy, module = cloning(Recording(), inputs=[(3,)]), Plain()
     trainer(strategy).fit(module, loader())
@@ -666,8 +216,6 @@ def test_a_student_that_could_not_be_taught_is_taught_the_next_time() -> None:
 
 
 # ---- what is refused -------------------------------------------------------------------------------------------------
-
-
 def test_a_teacher_that_is_not_equivariant() -> None:
     teacher = made(nn.Linear, 3, 3)
     message = refused(cloning(teacher, symmetry=TURNS, inputs=[(3,)]), Plain(), "Linear is not equivariant under")
@@ -756,8 +304,6 @@ def test_wrong_settings(changes: dict[str, Any], message: str) -> None:
 
 
 # ---- logs, loops, company --------------------------------------------------------------------------------------------
-
-
 def test_logs_and_the_report() -> None:
     module, strategy = Plain(), cloning(Stretch(), inputs=[(3,)], symmetry=TURNS, name="mine")
     run = trainer(strategy)
@@ -840,8 +386,6 @@ def test_together_with_remul_in_either_order(remul_first: bool) -> None:
 
 
 # ---- two processes ---------------------------------------------------------------------------------------------------
-
-
 class Witness(Stretch):
     """Leaves a file for each process that calls it."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,11 @@ def loader(n: int = 22, batch_size: int = 4, dtype: torch.dtype = torch.float32)
     return DataLoader(Rows(n, dtype), batch_size)
 
 
+def batches(data: Iterable[Any]) -> DataLoader:
+    """A loader of batches that are made already."""
+    return DataLoader(list(data), batch_size=None)
+
+
 def make_net(seed: int = 0) -> nn.Module:
     """An MLP on vectors, the same every time."""
     with global_seed(seed):
@@ -70,6 +75,16 @@ class Plain(L.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=self.lr)
+
+
+class EachStep(L.Callback):
+    """Calls a function when a batch has been trained on."""
+
+    def __init__(self, function: Callable[[L.Trainer], None]) -> None:
+        self.function = function
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        self.function(trainer)
 
 
 class SavesPerRank(L.Callback):
