@@ -1,7 +1,8 @@
 """The one table that the tests of all strategies run over, and what these tests share.
 
 A case is a strategy, the same training written by hand, its twin, and what is expected of it. A new strategy is one
-case here, and one sentence in PAIRS for each strategy that it trains together with.
+case here, and one sentence in PAIRS for each strategy that it trains together with. The twin of one with branches is a
+`BranchesByHand`.
 """
 
 from __future__ import annotations
@@ -14,22 +15,17 @@ from typing import Any
 
 import lightning as L
 import pytest
-import torch
 from torch import Tensor, nn
 
 from lightning_equiv import REMUL, GroupAugmentation, SymmetryCallback, SymmetryCloning
 from tests.strategies.cloned_by_hand import AnnealedByHand, ClonedByHand, Stretch, make_cloning
 from tests.strategies.recm_by_hand import RecmByHand, make_recm
 from tests.strategies.relaxed_by_hand import RelaxedByHand, make_relaxation
-from tests.strategies.toys import SYMMETRY, Plain, Task, draws, once
+from tests.strategies.toys import SYMMETRY, Plain, Task, draws, once, turn
 
 mse, l1 = nn.functional.mse_loss, nn.functional.l1_loss
 Net = Callable[[Tensor], Tensor]
 Draw = Callable[[int], Tensor]  # n -> rotations (n, 3, 3)
-
-
-def turn(R: Tensor, x: Tensor) -> Tensor:
-    return torch.einsum("nij,nj->ni", R.to(x), x)
 
 
 @dataclass(frozen=True)

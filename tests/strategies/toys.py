@@ -122,6 +122,11 @@ def rotations(n: int, *key: Any) -> Tensor:
     return draws(*key)(n)
 
 
+def turn(R: Tensor, x: Tensor) -> Tensor:
+    """Every row by its own rotation."""
+    return torch.einsum("nij,n...j->n...i", R.to(x), x)
+
+
 def snapshot(module: nn.Module) -> dict[str, Any]:
     """Everything of a module that a strategy might leave behind."""
     ours = {
