@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from itertools import combinations_with_replacement
 from typing import Any
 
@@ -135,12 +135,12 @@ class Case:
     sharded: str | None = None
     called_twice: Refusal | None = None
 
-    @property
+    @cached_property
     def kind(self) -> str:
         """The name of the class."""
         return type(self.make()).__name__
 
-    @property
+    @cached_property
     def key(self) -> tuple[str, str]:
         """What tells its draws from those of other strategies."""
         return self.kind, self.make().name
