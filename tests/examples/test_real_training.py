@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import pytest
 import torch
+from e3nn import get_optimization_defaults, o3, set_optimization_defaults
 from e3nn import nn as enn
-from e3nn import o3
 from lightning.pytorch.callbacks import Checkpoint, EMAWeightAveraging, LambdaCallback, ModelCheckpoint
 from networks.e3nn_message_passing import E3nnMessagePassing
 from torch import Tensor, nn
@@ -103,6 +103,16 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> list[Tensor]:
     return [weights(fit_charged(tmp_path_factory.mktemp("alone"), None, **options)) for options in OPTIONS]
 
 
+@pytest.fixture
+def unscripted() -> Iterator[None]:
+    """Below torch 2.10 e3nn scripts its layers, whose first calls are rounded otherwise than the later ones."""
+    mode = get_optimization_defaults()["jit_mode"]
+    set_optimization_defaults(jit_mode="eager")
+    yield
+    set_optimization_defaults(jit_mode=mode)
+
+
+@pytest.mark.usefixtures("unscripted")
 @pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: next(iter(options)))
 @pytest.mark.parametrize("name", STRATEGIES)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_equiv import SO3, Invariant, IrrepsTensor, Permuted, Point, Symmetry, equivariance_error
-from lightning_equiv.metrics.functional import Kind, compare, equivariance_sums, output_parts, part_paths, reduce_sums
+from lightning_equiv.metrics.functional import Kind, compare, equivariance_sums, reduce_sums
 from lightning_equiv.wiring.call_recorder import CallRecorder, recording_paused
 from tests.helpers import TOLERANCE, default_dtype, global_seed, normal, seeded
 
@@ -187,7 +187,8 @@ def test_the_network_is_called_once_for_fx_and_once_a_chunk(chunk_size, chunks):
 
 def test_compare_forms_both_sides():
     network, x, g = mlp(), normal(3, 3), SO3().sample(6, generator=seeded())
-    f_gx, g_fx = compare(network, (x,), {}, VECTORS, g, f_x=network(x))
+    call = VECTORS.bind(network, (x,))
+    f_gx, g_fx = (side.tree for side in compare(network, call, g, call.output(network(x))))
     for k in range(6):
         torch.testing.assert_close(f_gx[k], network(g.matrix[k] @ x[k % 3]))
         torch.testing.assert_close(g_fx[k], g.matrix[k] @ network(x[k % 3]))
@@ -260,8 +261,8 @@ def test_parts_are_named_by_where_they_lie(outputs, network, names):
         with pytest.raises(ValueError, match="does not mirror"):
             equivariance_error(network, x, symmetry)
         return
-    assert list(part_paths(symmetry)) == names
-    assert list(output_parts(symmetry, network(x))) == names
+    assert list(symmetry.output_parts) == names
+    assert list(symmetry.bind(network, (x,)).output(network(x)).parts()) == names
     errors = equivariance_error(network, x, symmetry, per_irrep=True, num_samples=3, generator=seeded())
     assert list(errors) == ["total", *names]
     squares = equivariance_sums(network, x, symmetry, num_samples=3, kind="relative", generator=seeded())
@@ -273,7 +274,7 @@ def test_an_output_of_the_whole_call_is_left_out_when_declared_shared():
     x = normal(4, 3)
     errors = equivariance_error(lambda x: (x, x[:, 0].mean()), x, symmetry, per_irrep=True, num_samples=3)
     assert list(errors) == ["total", "0.1o"]
-    _, (_, mean) = compare(lambda x: x, (x,), {}, symmetry, SO3().sample(12), f_x=(x, x[:, 0].mean()))
+    _, mean = symmetry.bind(None, (x,)).move_output(SO3().sample(12), (x, x[:, 0].mean()), times=3)
     assert torch.equal(mean, x[:, 0].mean())
     assert float(errors["total"].max()) < 1e-12
     with pytest.raises(ValueError, match=r"'1'.*shared=True"):
@@ -557,6 +558,37 @@ def test_the_host_never_waits_for_the_device(symmetry, kind):
     with Waits() as waits:  # the test sees what it looks for
         equivariance_error(lambda x: x * float(x.sum()), x, VECTORS)
     assert waits.found
+
+
+def moments(data: Any) -> Tensor:
+    """One vector for each graph: a sum over its nodes, without asking how many there are."""
+    x, node, like = data
+    return torch.zeros_like(like).index_add(0, node, x)
+
+
+@pytest.mark.parametrize(("known", "looks"), [("by a tensor", 0), ("by a number", 0), ("by PyG", 0), ("not", 1)])
+def test_the_host_waits_once_a_call_of_graphs_at_most(known, looks):
+    x, node, cell = normal(6, 3), torch.tensor([0, 0, 1, 2, 2, 2]), normal(3, 3)
+    edges = torch.tensor([[0, 1, 3, 4, 5], [1, 0, 4, 5, 3]])
+    if known == "by PyG":
+        data = pytest.importorskip("torch_geometric.data")
+        graphs = [data.Data(x=x[node == i], cell=cell[i : i + 1], edge_index=edges[:, :0]) for i in range(3)]
+        args, inputs, options = (data.Batch.from_data_list(graphs),), {"x": "1o", "cell": "1o"}, {}
+        network = lambda graph: moments((graph.x, graph.batch, graph.cell))  # noqa: E731
+    else:
+        number = {"by a tensor": "cell", "by a number": "num", "not": None}[known]
+        options = {"index": "batch", "num_graphs": number}
+        args, inputs = (x, node, cell, edges, 3), {"x": "1o", "cell": "1o"}
+
+        def network(x: Tensor, batch: Tensor, cell: Tensor, edge_index: Tensor, num: int) -> Tensor:
+            return moments((x, batch, cell))
+
+    symmetry = Symmetry("SO(3)", inputs, "1o", **options)
+    with Waits() as waits:
+        error = equivariance_error(network, args, symmetry, num_samples=8, chunk_size=6)
+    assert len(waits.found) == looks
+    assert error.shape == (3,)
+    assert float(error.max()) < 1e-12
 
 
 # ---- errors ----------------------------------------------------------------------------------------------------------

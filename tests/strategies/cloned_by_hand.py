@@ -10,7 +10,7 @@ from e3nn import o3
 from torch import Tensor, nn
 
 from lightning_equiv import Symmetry, SymmetryCloning
-from lightning_equiv.groups.group import derived_generator
+from lightning_equiv._random import derived_generator
 from tests.helpers import global_seed
 from tests.strategies.toys import Plain
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_equiv import RECM, SO3
-from lightning_equiv.groups.group import derived_generator
+from lightning_equiv._random import derived_generator
 from tests.strategies.relaxed_by_hand import LAYERS, BranchesByHand, clip_each
 from tests.strategies.toys import SYMMETRY, Plain
 

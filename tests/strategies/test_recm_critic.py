@@ -165,7 +165,8 @@ def test_irreps_are_projected_as_if_they_were_moved_first(group: str, channels: 
     numbers, n, times = math.prod(shape), 5, 3
     rows, weight = Rows(normal(n, numbers), shape, IrrepsTensor(IRREPS)), normal(7, numbers, seed=1)
     draw = Draw(as_group(group).sample(2 * n * times, generator=seeded()), times)
-    expected = nn.functional.linear(rows.moved(draw), weight)
+    again = rows.values.repeat(times, 1).unflatten(1, shape)
+    expected = nn.functional.linear(rows.representation(draw.elements[: len(again)], again).flatten(1), weight)
     torch.testing.assert_close(rows.projected(weight, draw), expected)
     assert (expected - rows.projected(weight).repeat(times, 1)).abs().max() > 0.1
 
@@ -264,7 +265,7 @@ def test_cartesian_targets() -> None:
     rows = target_rows(y, CartesianTensor(2), 8)
     assert torch.equal(rows.values, y.flatten(1).repeat_interleave(2, 0))
     g = as_group("O(3)").sample(8, generator=seeded())
-    moved = rows.moved(Draw(g, 1)).unflatten(1, (3, 3))
+    moved = rows.projected(torch.eye(9, dtype=y.dtype), Draw(g, 1)).unflatten(1, (3, 3))
     torch.testing.assert_close(moved, g.matrix @ y.repeat_interleave(2, 0) @ g.matrix.mT)
 
 

@@ -18,7 +18,7 @@ from lightning_equiv import (
     Symmetry,
     SymmetryCloning,
 )
-from lightning_equiv.groups.group import derived_generator
+from lightning_equiv._random import derived_generator
 from lightning_equiv.strategies.symmetry_cloning.cloning import Pair, clone
 from lightning_equiv.strategies.symmetry_cloning.inputs import Draws, Settings, noise
 from tests.strategies.cloned_by_hand import SYMMETRY as TURNS

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_equiv import SO3, Symmetry
-from lightning_equiv.groups.group import derived_generator
+from lightning_equiv._random import derived_generator
 from tests.helpers import global_seed, normal
 
 SYMMETRY = Symmetry("SO(3)", inputs="1o", outputs="1o", batch=("1o", "1o"))

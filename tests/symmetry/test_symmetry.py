@@ -26,7 +26,8 @@ from lightning_equiv import (
     Symmetry,
     as_representation,
 )
-from lightning_equiv.symmetry.tree import children, is_graph, leaf_pairs, lookup, map_tensors, tensors
+from lightning_equiv.symmetry.graphs import Inputs
+from lightning_equiv.symmetry.tree import children, is_graph, lookup, map_tensors, tensors
 from tests.contracts import draw
 from tests.helpers import close, normal
 
@@ -37,6 +38,11 @@ EDGES = torch.tensor([[0, 1, 3, 4, 5], [1, 0, 4, 5, 3]])
 
 def turned(g, x):
     return torch.einsum("nij,n...j->n...i", g.matrix, x)
+
+
+def repeated(bound, times):
+    """The call `times` times over, where it is."""
+    return bound.unpack(bound.inputs.repeat(times).tree)
 
 
 class Frame(NamedTuple):
@@ -123,10 +129,9 @@ def test_calls(name):
     case = CALLS[name]
     symmetry, (args, kwargs) = case.symmetry(), call(case)
     g = draw(SO3(), N)
-    tree, unpack = symmetry.pack(args, kwargs, network)
-    layout = symmetry.layout(symmetry.inputs, tree)
-    assert layout.num_elements == N
-    moved_args, moved_kwargs = unpack(symmetry.move(g, symmetry.inputs, tree, layout))
+    bound = symmetry.bind(network, args, kwargs)
+    assert bound.num_inputs == N
+    moved_args, moved_kwargs = bound.move(g)
     assert type(moved_args) is tuple
     assert list(moved_kwargs) == list(kwargs)
     before, after = flat((args, kwargs)), flat((moved_args, moved_kwargs))
@@ -143,12 +148,10 @@ def test_calls(name):
 def test_repeated_calls(name):
     case = CALLS[name]
     symmetry, (args, kwargs) = case.symmetry(), call(case)
-    tree, unpack = symmetry.pack(args, kwargs, network)
-    layout = symmetry.layout(symmetry.inputs, tree)
-    assert symmetry.repeat(symmetry.inputs, tree, layout, 1) is tree
-    again = symmetry.repeat(symmetry.inputs, tree, layout, 3)
-    assert layout.repeat(3).num_elements == 3 * N == symmetry.layout(symmetry.inputs, again).num_elements
-    before, after = flat((args, kwargs)), flat(unpack(again))
+    bound = symmetry.bind(network, args, kwargs)
+    again = repeated(bound, 3)
+    assert symmetry.bind(network, *again).num_inputs == 3 * N
+    before, after = flat((args, kwargs)), flat(again)
     for path, x in before.items():
         assert torch.equal(x, flat((case.args, case.kwargs))[path])
         shared = x.shape[:1] != (N,)
@@ -181,10 +184,12 @@ def test_names_come_from_forward_of_a_module():
 
     symmetry = Symmetry("SO(3)", ("1o", "0e"), "1o")
     for module in (Network(), torch.compile(Network())):
-        tree, unpack = symmetry.pack((), {"m": M, "x": X}, module)
-        assert tree[0] is X
-        assert tree[1] is M
-        assert unpack(tree) == ((), {"m": M, "x": X})
+        bound = symmetry.bind(module, (), {"m": M, "x": X})
+        assert [(t.path, t.x is x) for t, x in zip(bound.inputs.tensors, (X, M), strict=True)] == [
+            ("0", True),
+            ("1", True),
+        ]
+        assert bound.unpack(bound.inputs.tree) == ((), {"m": M, "x": X})
 
 
 def test_moved_outputs_and_batches():
@@ -253,13 +258,13 @@ def test_graphs_named_by_index(as_one_dict):
     assert torch.equal(after["graph"], NODE)
     assert all(torch.equal(before[key], value) for key, value in graph_call().items())
 
-    tree, _ = symmetry.pack(args, kwargs)
-    layout = symmetry.layout(symmetry.inputs, tree)
-    again = symmetry.repeat(symmetry.inputs, tree, layout, 3)
+    bound = symmetry.bind(None, args, kwargs)
+    again_args, again_kwargs = repeated(bound, 3)
+    again = again_args[0] if as_one_dict else again_kwargs
     check_repeated_graph(graph_call(), again)
     assert again["graph"].tolist() == [k * 3 + i for k in range(3) for i in NODE.tolist()]
-    side_by_side, laid_out = layout.repeat(3), symmetry.layout(symmetry.inputs, again)
-    assert side_by_side.num_elements == laid_out.num_elements == 9
+    side_by_side, laid_out = bound.inputs.inputs.repeat(3), symmetry.bind(None, again_args, again_kwargs).inputs.inputs
+    assert side_by_side.num == laid_out.num == 9
     assert torch.equal(side_by_side.node, laid_out.node)
     assert torch.equal(side_by_side.edge, laid_out.edge)
     assert all(torch.equal(before[key], value) for key, value in graph_call().items())
@@ -272,12 +277,11 @@ def test_graphs_by_position():
     close(moved, torch.stack([g.matrix[o] @ x[i] + g.translation[o] for i, o in enumerate(NODE)]))
     assert edges is EDGES
     assert node is NODE
-    tree, _ = symmetry.pack((x, EDGES, NODE), {})
-    layout = symmetry.layout(symmetry.inputs, tree)
-    again = symmetry.repeat(symmetry.inputs, tree, layout, 2)
+    bound = symmetry.bind(None, (x, EDGES, NODE))
+    again, _ = repeated(bound, 2)
     assert again[1].tolist() == [row + [i + 6 for i in row] for row in EDGES.tolist()]
     assert again[2].tolist() == [*NODE.tolist(), *(i + 3 for i in NODE.tolist())]
-    out = symmetry.move(g, symmetry.outputs, x, layout, what="outputs")
+    out = bound.move_output(g, x)
     close(out, moved)
 
 
@@ -328,9 +332,7 @@ def test_pyg_batches(place):
     check_moved_graph(g, graph_call(), moved)
     assert moved.name == ["2 atoms", "1 atoms", "3 atoms"]
 
-    tree, unpack = symmetry.pack(args, kwargs)
-    layout = symmetry.layout(symmetry.inputs, tree)
-    again_args, again_kwargs = unpack(symmetry.repeat(symmetry.inputs, tree, layout, 3))
+    again_args, again_kwargs = repeated(symmetry.bind(None, args, kwargs), 3)
     again = again_kwargs["data"] if place == "by keyword" else again_args[0]
     check_repeated_graph(graph_call(), again)
     from torch_geometric.data import Batch
@@ -352,11 +354,10 @@ def test_pyg_data_is_one_graph():
     x = normal(6, 3)
     data = Data(pos=x, edge_index=EDGES.clone(), edge_vec=normal(5, 3), num_nodes=6)
     symmetry = Symmetry("SE(3)", {"pos": Point(), "edge_vec": "1o"}, "1o")
-    tree, _ = symmetry.pack((data,), {})
-    layout = symmetry.layout(symmetry.inputs, tree)
-    assert layout.num_elements == 1
+    bound = symmetry.bind(None, (data,))
+    assert bound.num_inputs == 1
     g = draw(SE3(), 2)
-    again = symmetry.move(g, symmetry.inputs, symmetry.repeat(symmetry.inputs, tree, layout, 2), layout.repeat(2))
+    (again,), _ = bound.move(g, times=2)
     assert again.batch.tolist() == [0] * 6 + [1] * 6
     assert again.num_nodes == 12
     assert data.num_nodes == 6
@@ -371,10 +372,9 @@ def test_pyg_data_with_a_batch_written_by_hand():
 
     x = normal(6, 3)
     symmetry = Symmetry("SO(3)", {"pos": "1o"}, "1o")
-    tree, _ = symmetry.pack((Data(pos=x, batch=NODE.clone()),), {})
-    layout = symmetry.layout(symmetry.inputs, tree)
-    assert layout.num_elements == 3
-    again = symmetry.repeat(symmetry.inputs, tree, layout, 2)
+    bound = symmetry.bind(None, (Data(pos=x, batch=NODE.clone()),))
+    assert bound.num_inputs == 3
+    (again,), _ = repeated(bound, 2)
     assert again.batch.tolist() == [*NODE.tolist(), *(i + 3 for i in NODE.tolist())]
 
 
@@ -382,8 +382,8 @@ def test_pyg_number_of_nodes_is_repeated():
     pytest.importorskip("torch_geometric")
     batch = pyg_batch(num_nodes=lambda n: n)
     symmetry = Symmetry("SE(3)", GRAPH, "1o")
-    layout = symmetry.layout(symmetry.inputs, batch)
-    assert symmetry.repeat(symmetry.inputs, batch, layout, 2).num_nodes == 12
+    (again,), _ = repeated(symmetry.bind(None, (batch,)), 2)
+    assert again.num_nodes == 12
     assert batch.num_nodes == 6
 
 
@@ -456,7 +456,9 @@ def test_lookup():
 def test_pairs_and_maps():
     spec = {"a": as_representation("1o"), "b": (None, Invariant())}
     left, right = {"a": X, "b": ("text", M)}, {"b": ("other", 2 * M), "a": 2 * X}
-    assert {x.shape for x, _ in leaf_pairs(spec, left, right)} == {X.shape, M.shape}
+    symmetry = Symmetry("SO(3)", "1o", spec)
+    pairs = symmetry.bind_output(left, Inputs(N)).pairs(symmetry.bind_output(right, Inputs(N)))
+    assert [(x is x_, torch.equal(y, 2 * x)) for (x, y), x_ in zip(pairs, (X, M), strict=True)] == [(True, True)] * 2
     halved = map_tensors(lambda x: x / 2, left)
     assert halved["b"][0] == "text"
     assert torch.equal(halved["a"], X / 2)
@@ -468,3 +470,48 @@ def test_pairs_and_maps():
 def test_callables_are_shown():
     assert "turned" in repr(Symmetry("SO(3)", turned, "1o"))
     assert isinstance(Symmetry("SO(3)", turned, "1o").inputs[0], Custom)
+
+
+# ---- a dict of specs, and the network's signature --------------------------------------------------------------------
+def test_a_dict_that_can_be_read_in_two_ways_is_refused():
+    def network(x, flag=None):
+        """Its only argument is called as what the argument holds."""
+
+    symmetry = Symmetry("SO(3)", {"x": None}, "1o")
+    with pytest.raises(
+        ValueError, match=r"two ways: 'x' as the network's argument, or as what the only argument, a dict"
+    ):
+        symmetry.bind(network, ({"x": "text"},))
+    g = draw(SO3(), N)
+    for spec, argument in (({"x": "1o"}, {"x": X}), ({"x": {"x": "1o"}}, {"x": X})):  # which have one reading
+        (moved,), _ = Symmetry("SO(3)", spec, "1o").bind(network, (argument,)).move(g)
+        close(moved["x"], turned(g, X))
+
+
+def test_names_and_positions_come_from_the_signature():
+    def network(x, *rest, m=None):
+        """Only the first position has a name."""
+
+    symmetry = Symmetry("SO(3)", {"x": "1o", "m": "0e"}, "1o")
+    assert symmetry.bind(network, (X,), {"m": M}).num_inputs == N
+    with pytest.raises(ValueError, match="2 arguments by position whose names are unknown"):
+        symmetry.bind(network, (X, X), {"m": M})
+    with pytest.raises(ValueError, match="cannot be called with 2 arguments by position: too many"):
+        symmetry.bind(lambda x: x, (X, M))
+    with pytest.raises(ValueError, match="the keyword 'm' whose position is unknown"):
+        Symmetry("SO(3)", ("1o", "0e"), "1o").bind(network, (X,), {"m": M})
+
+
+def test_an_index_inside_an_argument():
+    symmetry = Symmetry("SE(3)", ({"data": GRAPH},), Point(), index="graph", num_graphs="energy")
+    g = draw(SE3(), 3)
+    (moved,), _ = symmetry.bind(None, ({"data": graph_call()},)).move(g)
+    check_moved_graph(g, graph_call(), moved["data"])
+
+
+@pytest.mark.parametrize(("number", "words"), [("cells", "num_graphs='cells' names no tensor"), (None, "goes with")])
+def test_a_number_of_graphs_that_is_not_there(number, words):
+    with pytest.raises(ValueError, match=words):
+        Symmetry("SO(3)", "1o", "1o", index=1 if number else None, num_graphs=number or "cells").bind(
+            None, (X, NODE[:N])
+        )
