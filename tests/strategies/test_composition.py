@@ -30,6 +30,7 @@ from tests.strategies.recm_by_hand import RecmByHand, make_recm
 from tests.strategies.relaxed_by_hand import LAYERS, BranchesByHand, RelaxedByHand, make_relaxation
 from tests.strategies.toys import (
     SYMMETRY,
+    EachStep,
     Plain,
     assert_same,
     draws,
@@ -308,10 +309,12 @@ def test_branches_get_no_branches(swap: bool) -> None:
 def test_kept_layers_are_put_back_before_others_look(case: Case, swap: bool) -> None:
     """finalize="keep" leaves modules in the place of layers; in the next fit all begin from the user's."""
     module, pair = Plain(), [make_recm(finalize="keep", threshold=0.0), case.make(name="second")]
-    layers = [module.net[0], module.net[2]]
+    layers, seen = [module.net[0], module.net[2]], []
+    look = EachStep(lambda _: seen.append([b.layer.module for b in pair[1].branches] == layers))
     for _ in range(2):
-        trainer(*ordered(pair, swap)).fit(module, loader())
-        assert [b.layer.module for b in pair[1].branches] == layers
+        trainer(*ordered(pair, swap), look).fit(module, loader())
+        assert len(seen) >= len(loader())
+        assert all(seen)
         assert [m.layer for m in (module.net[0], module.net[2])] == layers
 
 
@@ -319,7 +322,9 @@ def test_two_kept_branches_of_a_layer_are_nested() -> None:
     module, pair = Plain(), [make_recm(finalize="keep", threshold=0.0, name=f"{i}", seed=i) for i in range(2)]
     layer, x = module.net[0], next(iter(loader()))[0]
     trainer(*pair).fit(module, loader())
-    assert_same(module.net[0](x), layer(x) + sum(r.branches[0].theta * r.branches[0].network(x) for r in pair))
+    outer, inner = module.net[0], module.net[0].layer
+    assert inner.layer is layer
+    assert_same(outer(x), layer(x) + sum(relaxed.theta * relaxed.branch(x) for relaxed in (inner, outer)))
 
 
 # ---- pairs that make no sense ----------------------------------------------------------------------------------------
@@ -343,5 +348,5 @@ def test_two_of_one_kind_and_name_are_refused(case: Case) -> None:
 
 @in_both_orders
 def test_two_kinds_of_branches_of_one_name_are_refused(swap: bool) -> None:
-    with pytest.raises(RuntimeError, match="name the second one otherwise"):
+    with pytest.raises(RuntimeError, match="give the second one another name"):
         fit(Plain(), *ordered([make_recm(name="same"), make_relaxation(name="same")], swap))

@@ -20,9 +20,10 @@ from lightning_equiv import (
     IrrepsTensor,
     Symmetry,
 )
-from lightning_equiv.layers.relaxed_layer import RelaxedLayer, without_branches
+from lightning_equiv.layers.relaxed_layer import RelaxedLayer
 from lightning_equiv.representations.representation import Representation
-from tests.helpers import normal
+from lightning_equiv.strategies.recm.kept_layers import without_branches
+from tests.helpers import global_seed, normal
 from tests.strategies.recm_by_hand import make_recm, thetas
 from tests.strategies.relaxed_by_hand import LAYERS
 from tests.strategies.toys import (
@@ -378,9 +379,50 @@ def test_a_loop_without_a_trainer_keeps_what_was_learned() -> None:
     assert [v["strict"] for v in strategy.report] == [False, False]
     assert type(module.net[0]) is type(module.net[2]) is RelaxedLayer
     strict = make_net()
-    strict.load_state_dict(without_branches(module.net.state_dict()))
+    strict.load_state_dict(without_branches(module.net.state_dict(), ["0", "2"]))
     assert (module.net(x) - strict(x)).abs().max() > 1e-3
     strategy.detach()  # nothing more
     run = Plain()
     trainer(make_recm(finalize="keep")).fit(run, loader())
     torch.testing.assert_close(module.net(x), run.net(x), rtol=1e-4, atol=1e-5)
+
+
+class Confusable(nn.Module):
+    """A user's module whose keys look like those of a relaxed layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.theta = nn.Parameter(torch.tensor(0.5))
+        self.layer, self.branch = nn.Linear(3, 3), nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) + self.theta * self.branch(x)
+
+
+@pytest.mark.parametrize("after_fit", [False, True])
+def test_keys_that_look_like_those_of_a_relaxed_layer_are_the_users(after_fit: bool, tmp_path: Path) -> None:
+    def make() -> Plain:
+        with global_seed(0):
+            return Plain(nn.Sequential(nn.Linear(3, 16), nn.Tanh(), nn.Linear(16, 3), Confusable()))
+
+    class Look(L.Callback):
+        def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+            seen.append(weights(pl_module.net[3]))
+
+    def fit(epochs: int, path: str | None = None) -> tuple[L.Trainer, Plain]:
+        module, save = make(), ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
+        run = trainer(make_recm(finalize="keep"), save, Look(), max_epochs=epochs, enable_checkpointing=True)
+        run.fit(module, loader(), ckpt_path=path)
+        return run, module
+
+    seen: list[Tensor] = []
+    run, module = fit(2)
+    assert type(module.net[0]) is RelaxedLayer
+    if after_fit:
+        run.save_checkpoint(tmp_path / "after.ckpt")
+        fit(3, str(tmp_path / "after.ckpt"))
+        assert torch.equal(seen[1], weights(module.net[3]))
+    else:
+        _, resumed = fit(2, str(tmp_path / "epoch=0.ckpt"))
+        assert torch.equal(weights(resumed), weights(module))
+    assert not torch.equal(seen[1], seen[0])
