@@ -7,10 +7,11 @@ from lightning_equiv.groups.group import AlgebraElement, Group, GroupElement
 from lightning_equiv.groups.permutation import Permutation
 from lightning_equiv.groups.product import Product, as_group
 from lightning_equiv.groups.rotation import O3, SO2, SO3
+from lightning_equiv.groups.translation import Translation
 from lightning_equiv.layers.cloned_layer import ClonedLayer, ConditionalBilinear, ConditionalMLP
-from lightning_equiv.layers.families.family import LayerFamily
 from lightning_equiv.layers.families.vector_channels_last import VectorChannelsLast
 from lightning_equiv.layers.families.vector_neurons import VectorNeurons
+from lightning_equiv.layers.layer import LayerFamily
 from lightning_equiv.layers.relaxed_layer import RelaxedLayer
 from lightning_equiv.layers.teachers import (
     CircularConvolution,
@@ -90,6 +91,7 @@ __all__ = [
     "SymmetryMixin",
     "SymmetryModule",
     "Teacher",
+    "Translation",
     "VectorChannelsLast",
     "VectorField",
     "VectorNeurons",

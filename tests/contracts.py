@@ -40,6 +40,7 @@ from lightning_equiv import (
     Regular,
     Representation,
     Shifted,
+    Translation,
     VectorField,
     as_group,
     as_representation,
@@ -98,6 +99,14 @@ def rigid(reflections: bool) -> Callable[[GroupElement], None]:
     return valid
 
 
+def shifts(n: int) -> Callable[[GroupElement], None]:
+    def valid(g: GroupElement) -> None:
+        assert g.coordinates[0].shape == (len(g), n)
+        assert torch.equal(g.matrix, torch.eye(n, dtype=g.matrix.dtype).expand(len(g), n, n))
+
+    return valid
+
+
 def whole(*moduli: int) -> Callable[[GroupElement], None]:
     def valid(g: GroupElement) -> None:
         assert len(g.coordinates) == len(moduli)
@@ -131,6 +140,8 @@ GROUPS = {
     "SE3": GroupCase(SE3(), "SE(3)", "SE3(scale=1.0)", None, rigid(reflections=False)),
     "E3": GroupCase(E3(), "E(3)", "E3(scale=1.0)", None, rigid(reflections=True)),
     "SE3, scaled": GroupCase(SE3(20.5), "SE(3, scale=20.5)", "SE3(scale=20.5)", None, rigid(reflections=False)),
+    "T2": GroupCase(Translation(2), "T(2)", "Translation(n=2, scale=1.0)", None, shifts(2)),
+    "T3, scaled": GroupCase(Translation(3, 20.5), "T(3, scale=20.5)", "Translation(n=3, scale=20.5)", None, shifts(3)),
     "C1": GroupCase(Cyclic(1), "C1", "Cyclic(n=1)", 1, whole(1)),
     "C4": GroupCase(Cyclic(4), "C4", "Cyclic(n=4)", 4, whole(4)),
     "C7": GroupCase(Cyclic(7), "C7", "Cyclic(n=7)", 7, whole(7)),

@@ -60,6 +60,26 @@ def test_imports_run_one_way(path):
             assert rest.split(".")[0] in {room, *below}, f"{relative(path)} imports {name}"
 
 
+def test_no_file_imports_itself_through_others():
+    """Also for type checkers alone, and inside functions."""
+    modules = {".".join(("lightning_equiv", *path.relative_to(PACKAGE).with_suffix("").parts)): path for path in FILES}
+    below = {
+        name: {m for i in imported(path) for m in (i, i.rpartition(".")[0]) if m in modules and m != name}
+        for name, path in modules.items()
+    }
+    while free := {name for name, needs in below.items() if not needs & below.keys()}:
+        below = {name: needs for name, needs in below.items() if name not in free}
+    assert not below, f"an import circle goes through {sorted(below)}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=relative)
+def test_the_parts_of_a_strategy_are_its_own(path):
+    for name in imported(path):
+        parts = name.split(".")
+        if parts[1:2] == ["strategies"] and (PACKAGE / "strategies" / parts[2]).is_dir() and parts[3] != "callback":
+            assert parts[2] in path.parts, f"{relative(path)} imports {name}"
+
+
 @pytest.mark.parametrize("path", FILES, ids=relative)
 def test_lightning_has_one_name(path):
     assert not [name for name in imported(path) if name.split(".")[0] == "pytorch_lightning"]

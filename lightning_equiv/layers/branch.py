@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -10,35 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations
 
 from lightning_equiv.layers.layer import Layer
-
-
-class LinearBranch(nn.Module):
-    """n(x) = W x, dense over all channels and components of the features."""
-
-    def __init__(self, in_features: int, out_features: int, scale: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(out_features, in_features) * scale / math.sqrt(in_features))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(rows, in) to (rows, out)."""
-        return nn.functional.linear(x, self.weight)
-
-
-class MLPBranch(nn.Module):
-    """n(x) = W_2 gelu(W_1 x + b)."""
-
-    def __init__(self, in_features: int, out_features: int, scale: float) -> None:
-        super().__init__()
-        self.inner = nn.Linear(in_features, in_features)
-        self.outer = LinearBranch(in_features, out_features, scale)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(rows, in) to (rows, out)."""
-        out: Tensor = self.outer(nn.functional.gelu(self.inner(x)))
-        return out
 
 
 def make_branch(layer: Layer, kind: str, scale: float) -> nn.Module:
@@ -50,13 +22,6 @@ def make_branch(layer: Layer, kind: str, scale: float) -> nn.Module:
         scale: standard deviation of n(x) over that of x at the start; 0 starts at n = 0.
     """
     return layer.family.branch(layer, kind, scale)
-
-
-def normalised(network: nn.Module) -> nn.Module:
-    """A branch that cannot grow: W / |W|_2 for its matrix (by power iteration), an output of RMS 1 for an MLP."""
-    if isinstance(network, MLPBranch):
-        return nn.Sequential(network, nn.RMSNorm(network.outer.weight.shape[0], elementwise_affine=False))
-    return parametrizations.spectral_norm(network)
 
 
 @dataclass(eq=False)
@@ -172,3 +137,8 @@ def attach_branch(branch: Branch) -> Callable[[], None]:
         return relaxed(branch, theta, x, output)
 
     return branch.layer.module.register_forward_hook(relax, with_kwargs=True).remove
+
+
+def container_key(layer: Layer) -> str:
+    """The name of a layer's branch in the container, where a name has no dots."""
+    return layer.name.replace(".", "-")

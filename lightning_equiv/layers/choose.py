@@ -10,9 +10,8 @@ from typing import Any
 from torch import nn
 
 from lightning_equiv.layers.families import FAMILIES
-from lightning_equiv.layers.families.family import LayerFamily
 from lightning_equiv.layers.hidden_parameters import CONTAINER
-from lightning_equiv.layers.layer import Layer
+from lightning_equiv.layers.layer import Layer, LayerFamily
 from lightning_equiv.representations.representation import as_representation
 
 Chooser = str | type | Callable[[str, nn.Module], bool]

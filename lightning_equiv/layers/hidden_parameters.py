@@ -57,3 +57,26 @@ class HiddenParameters(nn.ModuleDict):
 def _forget_missing(module: nn.Module, incompatible: Any) -> None:
     """Drop the container's own keys from what a strict load misses (averaging callbacks put `module.` in front)."""
     incompatible.missing_keys[:] = [key for key in incompatible.missing_keys if CONTAINER not in key]
+
+
+def common_owner(module: nn.Module, names: list[str]) -> nn.Module:
+    """The innermost module that holds all of these, so that its `parameters()` hold the branches too."""
+    places = {name.replace("_orig_mod.", ""): name for name, _ in module.named_modules()}
+    parents = [places[name].split(".")[:-1] for name in names]
+    common: list[str] = []
+    for words in zip(*parents, strict=False):
+        if len(set(words)) > 1:
+            break
+        common.append(words[0])
+    owner = module.get_submodule(".".join(common))
+    # what runs or lists its children must not get one more, and a compiled module hands it on to what it wraps
+    while isinstance(owner, nn.ModuleDict | nn.Sequential) or _is_numbered(owner) or hasattr(owner, "_orig_mod"):
+        common.pop()
+        owner = module.get_submodule(".".join(common))
+    return owner
+
+
+def _is_numbered(module: nn.Module) -> bool:
+    """Whether this is a list or a sequence of modules: torch's, escnn's or anybody's."""
+    names = [name for name, _ in module.named_children()]
+    return bool(names) and all(name.isdigit() for name in names)

@@ -1,16 +1,20 @@
-"""A chosen layer and its features."""
+"""A layer that was chosen, and the family that knows its features: what a new family writes."""
 
 from __future__ import annotations
 
+import fnmatch
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any, TypeAlias
 
-from torch import nn
+from torch import Tensor, nn
 
-from lightning_equiv.representations.representation import Representation
+from lightning_equiv.layers.branch_networks import LinearBranch, MLPBranch
+from lightning_equiv.representations.representation import Representation, RepresentationLike, as_representation
 
-if TYPE_CHECKING:
-    from lightning_equiv.layers.families.family import LayerFamily
+Types: TypeAlias = str | type | Sequence[str | type]
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,3 +49,139 @@ class Layer:
     def grid(self) -> int:
         """Dimensions of the grid that a convolution slides over, the last of its tensors; 0 for any other layer."""
         return self.family.grid(self.module)
+
+
+class LayerFamily(ABC):
+    """The layers of one library: where their features lie, how they move, and what is a branch beside them.
+
+    A new family says which modules are its members (`matches`) and how their features move (`representations`), and
+    overrides the other answers only where they differ.
+
+    Examples:
+        >>> class Mixing(nn.Linear):
+        ...     '''Mixes vectors (rows, 3, channels).'''
+        >>> class MixingLayers(LayerFamily):
+        ...     def matches(self, module):
+        ...         return isinstance(module, Mixing)
+        ...
+        ...     def representations(self, module):
+        ...         return "IrrepsTensor('1o', dim=-2)", "IrrepsTensor('1o', dim=-2)"
+        >>> layer = MixingLayers().describe("mixing", Mixing(8, 16, bias=False))
+        >>> layer.in_features, layer.out_features
+        ((3, 8), (3, 16))
+    """
+
+    # ---- what a layer is -----------------------------------------------------------------------------------------
+    @abstractmethod
+    def matches(self, module: nn.Module) -> bool:
+        """Whether a module is of this family."""
+
+    def representations(self, module: nn.Module) -> tuple[RepresentationLike, RepresentationLike] | None:
+        """How an element moves the module's (first) input and its output; None where the module does not say.
+
+        `dim` of a representation says where in the tensors the features lie, `Representation.feature_dims`.
+        """
+        return None
+
+    def channels(self, module: nn.Module) -> tuple[int | None, int | None]:
+        """Numbers of input and output channels, by their names in torch; None where only a call will tell."""
+
+        def size(side: str) -> int | None:
+            named = (getattr(module, f"{side}_{word}", None) for word in ("features", "channels"))
+            return next((value for value in named if isinstance(value, int)), None)
+
+        return size("in"), size("out")
+
+    def grid(self, module: nn.Module) -> int:
+        """Dimensions of the grid that a convolution slides over; 0 for a layer that is none."""
+        return 0
+
+    def describe(
+        self, name: str, module: nn.Module, given: tuple[RepresentationLike, RepresentationLike] | None = None
+    ) -> Layer:
+        """The module with its features.
+
+        Args:
+            name: dotted name in the model.
+            module: of this family.
+            given: representations of input and output that take the place of the family's own.
+        """
+        pair = given or self.representations(module)
+        sizes = self.channels(module)
+        if pair is None:
+            in_features, out_features = (None if size is None else (size,) for size in sizes)
+            return Layer(name, module, None, None, (-1,), in_features, out_features, self)
+        inputs, outputs = map(as_representation, pair)
+        features = inputs.feature_shape(sizes[0]), outputs.feature_shape(sizes[1])
+        return Layer(name, module, inputs.of_features(), outputs.of_features(), inputs.feature_dims, *features, self)
+
+    def features(self, layer: Layer, x: Tensor) -> tuple[int, ...]:
+        """The shape of the features of a tensor that goes into or comes out of the layer."""
+        return tuple(x.shape[d] for d in layer.dims)
+
+    # ---- what goes into and comes out of it ----------------------------------------------------------------------
+    def tensor(self, value: Any) -> Tensor | None:
+        """The tensor of features in what a layer takes or returns; None if there is none."""
+        return value if isinstance(value, Tensor) else None
+
+    def wrapped(self, tensor: Tensor, like: Any) -> Any:
+        """The inverse of `tensor`: a value such as `like` that holds another tensor."""
+        return tensor
+
+    def first_tensor(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor | None:
+        """The tensor that a layer was called with, the first one."""
+        return next((x for x in map(self.tensor, (*args, *kwargs.values())) if x is not None), None)
+
+    # ---- the branch beside it ------------------------------------------------------------------------------------
+    def branch(self, layer: Layer, kind: str, scale: float) -> nn.Module:
+        """A network without symmetry from rows of input features to rows of output features.
+
+        Args:
+            layer: with `in_features` and `out_features`.
+            kind: "linear" or "mlp".
+            scale: standard deviation of n(x) over that of x at the start; 0 starts at n = 0.
+        """
+        return {"linear": LinearBranch, "mlp": MLPBranch}[kind](*flat_sizes(layer), scale)
+
+    def rows(self, layer: Layer, x: Tensor) -> Tensor:
+        """A tensor (..., features, ...) of the layer as (rows, features)."""
+        dims = [d % x.ndim for d in layer.dims]
+        return x.movedim(dims, list(range(-len(dims), 0))).flatten(-len(dims)).flatten(0, -2)
+
+    def unrows(self, layer: Layer, rows: Tensor, output: Tensor) -> Tensor:
+        """Rows of output features in the shape of the layer's output, the inverse of `rows`."""
+        assert layer.out_features is not None
+        dims = [d % output.ndim for d in layer.dims]
+        leading = [n for d, n in enumerate(output.shape) if d not in dims]
+        return rows.reshape(*leading, *layer.out_features).movedim(list(range(-len(dims), 0)), dims)
+
+    def apply(self, layer: Layer, network: nn.Module, x: Tensor, f_x: Tensor) -> Tensor:
+        """n(x), in the shape of f(x)."""
+        last = len(layer.dims)
+        if isinstance(network, LinearBranch) and layer.dims == tuple(range(1, last + 1)) and x.ndim > last + 1:
+            # features (batch, *features, ..), as of vector neurons: a product from the left moves no memory
+            assert layer.out_features is not None
+            n_x = network.weight @ x.flatten(1, last).flatten(2)
+            return n_x.unflatten(1, layer.out_features).reshape(f_x.shape)
+        return self.unrows(layer, network(self.rows(layer, x)), f_x)
+
+
+def is_of(module: nn.Module, types: Types) -> bool:
+    """Whether a module is of one of these types, each a class or a glob on the names of its class and their bases.
+
+    Examples:
+        >>> is_of(nn.Linear(2, 2), nn.Linear), is_of(nn.Linear(2, 2), ["Conv*", "Lin*"]), is_of(nn.ReLU(), "Lin*")
+        (True, True, False)
+    """
+    if isinstance(types, str):
+        return any(fnmatch.fnmatchcase(cls.__name__, types) for cls in type(module).__mro__)
+    if isinstance(types, type):
+        return isinstance(module, types)
+    return any(is_of(module, one) for one in types)
+
+
+def flat_sizes(layer: Layer) -> tuple[int, int]:
+    """How many numbers the features of the layer's input and output are."""
+    assert layer.in_features is not None
+    assert layer.out_features is not None
+    return math.prod(layer.in_features), math.prod(layer.out_features)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import weakref
 from abc import abstractmethod
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +20,8 @@ from lightning_equiv._checks import check_number
 from lightning_equiv._random import derived_generator
 from lightning_equiv.wiring.override import override
 from lightning_equiv.wiring.ranks import process_rank
+
+Target = str | int | Sequence[Hashable] | Callable[[Any], Any]  # where a label is in a batch
 
 
 @dataclass(eq=False)

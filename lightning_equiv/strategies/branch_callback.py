@@ -12,17 +12,16 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
 from lightning_utilities.core.rank_zero import rank_zero_warn
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_equiv._checks import check_number
 from lightning_equiv._random import derived_generator
 from lightning_equiv.groups.group import Group, element_dtype
 from lightning_equiv.groups.product import as_group
-from lightning_equiv.layers.branch import Branch, attach_branch, make_branch
+from lightning_equiv.layers.branch import Branch, attach_branch, container_key, make_branch
 from lightning_equiv.layers.choose import Layers, find_layers
-from lightning_equiv.layers.families.family import LayerFamily
-from lightning_equiv.layers.hidden_parameters import CONTAINER, HiddenParameters
-from lightning_equiv.layers.layer import Layer
+from lightning_equiv.layers.hidden_parameters import CONTAINER, HiddenParameters, common_owner
+from lightning_equiv.layers.layer import Layer, LayerFamily
 from lightning_equiv.layers.measure import measured, unmeasured
 from lightning_equiv.metrics.equivariance_error import EquivarianceError
 from lightning_equiv.strategies.base import SymmetryCallback
@@ -162,7 +161,7 @@ class BranchCallback(SymmetryCallback):
                 b.theta = b.theta.to(like.device, element_dtype(like.device))
                 container[container_key(b.layer)] = b.network
             extra = self.add_modules(branches, container)
-        owner = _common_owner(module, [layer.name for layer in layers])
+        owner = common_owner(module, [layer.name for layer in layers])
         place = f"{CONTAINER}_{self.name}"
         if hasattr(owner, place):
             raise RuntimeError(
@@ -335,31 +334,3 @@ def _measure(module: L.LightningModule, layers: list[Layer]) -> list[Layer]:
 
     with torch.no_grad(), evaluating(module):
         return measured(layers, run)
-
-
-def container_key(layer: Layer) -> str:
-    """The name of a layer's branch in the container, where a name has no dots."""
-    return layer.name.replace(".", "-")
-
-
-def _common_owner(module: nn.Module, names: list[str]) -> nn.Module:
-    """The innermost module that holds all of these, so that its `parameters()` hold the branches too."""
-    places = {name.replace("_orig_mod.", ""): name for name, _ in module.named_modules()}
-    parents = [places[name].split(".")[:-1] for name in names]
-    common: list[str] = []
-    for words in zip(*parents, strict=False):
-        if len(set(words)) > 1:
-            break
-        common.append(words[0])
-    owner = module.get_submodule(".".join(common))
-    # what runs or lists its children must not get one more, and a compiled module hands it on to what it wraps
-    while isinstance(owner, nn.ModuleDict | nn.Sequential) or _is_numbered(owner) or hasattr(owner, "_orig_mod"):
-        common.pop()
-        owner = module.get_submodule(".".join(common))
-    return owner
-
-
-def _is_numbered(module: nn.Module) -> bool:
-    """Whether this is a list or a sequence of modules: torch's, escnn's or anybody's."""
-    names = [name for name, _ in module.named_children()]
-    return bool(names) and all(name.isdigit() for name in names)

@@ -31,12 +31,11 @@ from lightning_equiv.layers import families
 from lightning_equiv.layers.branch import Branch, attach_branch, make_branch, relaxed, tensors
 from lightning_equiv.layers.choose import family_of, find_layers
 from lightning_equiv.layers.families import FAMILIES, Convolutions, E3nn, Escnn, Plain
-from lightning_equiv.layers.families.family import is_of
-from lightning_equiv.layers.layer import Layer
+from lightning_equiv.layers.layer import Layer, is_of
 from lightning_equiv.layers.measure import measured, unmeasured
 from lightning_equiv.strategies.constraint_relaxation.penalties import EPS, penalties
 from tests.strategies.test_escnn import REGULAR, SCALAR, GeometricTensor, R2Conv, regular
-from tests.strategies.toys import trainer
+from tests.strategies.toys import EachStep, trainer
 
 
 @pytest.fixture(autouse=True)
@@ -582,10 +581,11 @@ def test_strategies_take_families(strategy: Any) -> None:
     with pytest.raises(ValueError, match="does not say how"):
         strategy("SO(3)", "net").attach(Clouds())
     relaxation = strategy("SO(3)", "net", families=[VectorNeurons(of=MixVectors)])
-    trainer(relaxation).fit(module, torch.utils.data.DataLoader(torch.randn(12, 4, 3, 6), 4))
-    (b,) = relaxation.branches
-    assert (b.layer.in_features, b.layer.out_features) == ((4, 3), (5, 3))
-    assert relaxation._container is None
+    features = []
+    look = EachStep(lambda _: features.extend((b.layer.in_features, b.layer.out_features) for b in relaxation.branches))
+    trainer(relaxation, look).fit(module, torch.utils.data.DataLoader(torch.randn(12, 4, 3, 6), 4))
+    assert features == [((4, 3), (5, 3))] * 3
+    assert not relaxation.is_attached
 
 
 def test_families_in_a_configuration_file() -> None:

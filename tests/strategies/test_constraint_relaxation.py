@@ -21,7 +21,8 @@ from lightning_equiv import (
     Symmetry,
     as_group,
 )
-from lightning_equiv.layers.branch import Branch, LinearBranch, MLPBranch, make_branch
+from lightning_equiv.layers.branch import Branch, make_branch
+from lightning_equiv.layers.branch_networks import LinearBranch, MLPBranch
 from lightning_equiv.layers.choose import find_layers
 from lightning_equiv.layers.families import E3nn
 from lightning_equiv.layers.layer import Layer

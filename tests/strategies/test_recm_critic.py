@@ -23,16 +23,8 @@ from lightning_equiv import (
     Symmetry,
     as_group,
 )
-from lightning_equiv.strategies.recm.critic import (
-    GELU_SLOPE,
-    INVARIANT_SIZE,
-    Draw,
-    LipschitzCritic,
-    Rows,
-    mean_squares,
-    target_rows,
-    violation,
-)
+from lightning_equiv.strategies.recm.critic import GELU_SLOPE, Draw, LipschitzCritic, Rows, mean_squares, violation
+from lightning_equiv.strategies.recm.target import INVARIANT_SIZE, target_rows
 from tests.helpers import default_dtype, normal, seeded
 from tests.strategies.recm_by_hand import states
 from tests.strategies.relaxed_by_hand import LAYERS

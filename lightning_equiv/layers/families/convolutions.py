@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from lightning_equiv.layers.families.family import LayerFamily, flat_sizes
-from lightning_equiv.layers.layer import Layer
+from lightning_equiv.layers.layer import Layer, LayerFamily, flat_sizes
 from lightning_equiv.representations.representation import RepresentationLike
 
 

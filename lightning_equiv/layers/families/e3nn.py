@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from lightning_equiv.layers.families.family import LayerFamily
+from lightning_equiv.layers.layer import LayerFamily
 from lightning_equiv.representations.irreps import IrrepsTensor
 from lightning_equiv.representations.representation import RepresentationLike
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from lightning_equiv.layers.families.family import LayerFamily
+from lightning_equiv.layers.layer import LayerFamily
 
 
 @dataclass(frozen=True)

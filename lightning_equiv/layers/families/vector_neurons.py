@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from lightning_equiv.layers.families.family import LayerFamily, Types, is_of
+from lightning_equiv.layers.layer import LayerFamily, Types, is_of
 from lightning_equiv.representations.irreps import IrrepsTensor
 from lightning_equiv.representations.representation import RepresentationLike
 

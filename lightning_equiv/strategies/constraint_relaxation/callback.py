@@ -11,8 +11,7 @@ from torch import Tensor
 from lightning_equiv._checks import check_number
 from lightning_equiv.groups.group import Group
 from lightning_equiv.layers.choose import Layers
-from lightning_equiv.layers.families.family import LayerFamily
-from lightning_equiv.layers.layer import Layer
+from lightning_equiv.layers.layer import Layer, LayerFamily
 from lightning_equiv.strategies.branch_callback import BranchCallback, Evaluate
 from lightning_equiv.strategies.constraint_relaxation.penalties import penalties
 from lightning_equiv.strategies.constraint_relaxation.schedule import SCHEDULES, Schedule, level

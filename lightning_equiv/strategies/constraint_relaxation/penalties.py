@@ -20,7 +20,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lightning_equiv.groups.group import AlgebraElement, Group, GroupElement
-from lightning_equiv.layers.branch import Branch, LinearBranch
+from lightning_equiv.layers.branch import Branch
+from lightning_equiv.layers.branch_networks import LinearBranch
 from lightning_equiv.representations.representation import Representation
 
 EPS = 1e-12  # under the roots, whose slope at 0 is infinite

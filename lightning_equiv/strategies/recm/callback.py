@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,21 +17,20 @@ from torch import Tensor
 
 from lightning_equiv._checks import check_number
 from lightning_equiv.groups.group import Group
-from lightning_equiv.layers.branch import Branch, normalised
+from lightning_equiv.layers.branch import Branch, container_key
+from lightning_equiv.layers.branch_networks import normalised
 from lightning_equiv.layers.choose import Layers
-from lightning_equiv.layers.families.family import LayerFamily
 from lightning_equiv.layers.hidden_parameters import HiddenParameters
-from lightning_equiv.layers.layer import Layer
+from lightning_equiv.layers.layer import Layer, LayerFamily
 from lightning_equiv.layers.relaxed_layer import RelaxedLayer
-from lightning_equiv.representations.representation import Representation
-from lightning_equiv.strategies.branch_callback import BranchCallback, Branches, Evaluate, container_key
-from lightning_equiv.strategies.recm.critic import LipschitzCritic, draw_elements, target_size
+from lightning_equiv.strategies.base import Target
+from lightning_equiv.strategies.branch_callback import BranchCallback, Branches, Evaluate
+from lightning_equiv.strategies.recm.critic import LipschitzCritic, draw_elements
 from lightning_equiv.strategies.recm.kept_layers import KeptLayers, without_branches
 from lightning_equiv.strategies.recm.recurrence import Recurrence, Step
 from lightning_equiv.strategies.recm.report import format_report, layer_report, strict, write
-from lightning_equiv.strategies.remul.callback import Target
+from lightning_equiv.strategies.recm.target import declared_target, read_target, target_size
 from lightning_equiv.symmetry.symmetry import Symmetry
-from lightning_equiv.symmetry.tree import describe, lookup
 from lightning_equiv.wiring.override import override
 
 
@@ -172,27 +171,11 @@ class RECM(BranchCallback):
         self.target, self.gain, self.num_samples = target, gain, num_samples
         self.critic_width, self.state_dim, self.start = critic_width, state_dim, start
         self.threshold, self.finalize, self.max_rows = threshold, finalize, max_rows
-        self.target_representation = self._declared()
+        self.target_representation = declared_target(self.symmetry, self.group, target)
         moved = self.target_representation
         self.target_size = None if moved is None else target_size(moved, self.group)
         self.report: list[dict[str, Any]] = []
         self._kept = KeptLayers()
-
-    def _declared(self) -> Representation | None:
-        """How the group moves the target."""
-        if self.target is None:
-            return None
-        for spec in () if self.symmetry is None else (self.symmetry.batch, self.symmetry.outputs):
-            if not isinstance(spec, Representation) and not callable(self.target):
-                with suppress(ValueError):
-                    spec = lookup(spec, self.target)
-            if isinstance(spec, Representation):
-                return spec
-        raise ValueError(
-            f"how the group moves target={self.target!r} is not declared: pass a Symmetry whose `batch` names it, e.g. "
-            f"Symmetry({str(self.group)!r}, inputs=..., outputs=..., batch={{..., {self.target!r}: '1o'}}), or whose "
-            "`outputs` are one representation"
-        )
 
     # ---- what the branch strategy asks ---------------------------------------------------------------------------
     def check_layer(self, layer: Layer) -> None:
@@ -270,19 +253,12 @@ class RECM(BranchCallback):
     def _ready(self, batch: Any) -> None:
         recurrent, device = self._recurrent, self.branches[0].theta.device
         elements = draw_elements(self.group, self.num_samples, self.max_rows, self.generator, device)
-        recurrent.now = Step(recurrent.gain, None if self.target is None else self._target(batch), elements)
+        recurrent.now = Step(recurrent.gain, None if self.target is None else read_target(self.target, batch), elements)
         super()._ready(batch)
 
     def _done(self) -> None:
         super()._done()
         self._recurrent.now = None
-
-    def _target(self, batch: Any) -> Tensor:
-        assert self.target is not None
-        y = self.target(batch) if callable(self.target) else lookup(batch, self.target)
-        if not isinstance(y, Tensor):
-            raise ValueError(f"target={self.target!r}: expected a tensor, got {describe(y)}")
-        return y
 
     def _make_level(self, recurrence: Recurrence) -> Callable[[Tensor, Tensor], Tensor]:
         def level(x: Tensor, f_x: Tensor) -> Tensor:

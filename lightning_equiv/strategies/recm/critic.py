@@ -24,7 +24,6 @@ from lightning_equiv.representations.representation import Representation
 
 GELU_SLOPE = 1.1289042  # the largest slope of GELU, at sqrt(2)
 FULL_SUM = 16  # elements of a finite group up to which all are taken
-INVARIANT_SIZE = 32  # numbers that stand for a target that nothing moves
 
 
 class LipschitzCritic(nn.Module):
@@ -137,52 +136,6 @@ def feature_rows(branch: Branch, x: Tensor, side: str) -> Rows:
     if layer.grid:
         rows = rows.flatten(2).mean(-1)
     return Rows(wide(rows), (*features, *[1] * layer.grid), representation)
-
-
-def target_rows(y: Tensor, representation: Representation, count: int, dtype: torch.dtype | None = None) -> Rows:
-    """A target as `count` rows (in float32 at least, or in `dtype`), each of its own for equally many, in order.
-
-    Raises:
-        ValueError: the layer's rows are no multiple of the target's.
-    """
-    y = y.detach()
-    if representation.trivial:
-        rows, shape = _invariant(y), torch.Size([INVARIANT_SIZE])
-    else:
-        last = representation.row_dims
-        rows, shape = wide(y).flatten(-last).flatten(0, -2), y.shape[-last:]
-    if count % len(rows):
-        raise ValueError(
-            f"a relaxed layer has {count} rows, which are no multiple of the {len(rows)} targets of shape "
-            f"{tuple(y.shape)}: expected one target for each row, or for equally many rows in order; bring them into "
-            "order with a callable, e.g. target=lambda batch: batch.y[batch.batch], or leave `target` out"
-        )
-    return Rows(rows.repeat_interleave(count // len(rows), 0).to(dtype), shape, representation)
-
-
-def target_size(representation: Representation, group: Group) -> int:
-    """How many numbers stand for one target.
-
-    Raises:
-        ValueError: that cannot be known beforehand.
-    """
-    size = INVARIANT_SIZE if representation.trivial else representation.row_size(group)
-    if size is not None:
-        return size
-    raise ValueError(
-        f"expected a target moved as irreps, Point(), CartesianTensor() or Invariant(), got {representation!r}: leave "
-        "`target` out and each layer's own output takes its place"
-    )
-
-
-def _invariant(y: Tensor) -> Tensor:
-    """(rows, INVARIANT_SIZE): numbers padded or folded, whole numbers one-hot; nothing gets longer."""
-    if not y.is_floating_point():
-        return nn.functional.one_hot(y.flatten().long() % INVARIANT_SIZE, INVARIANT_SIZE).to(torch.float32)
-    rows = wide(y)[:, None] if y.ndim == 1 else wide(y).flatten(0, -2)
-    folds = math.ceil(rows.shape[1] / INVARIANT_SIZE)
-    rows = nn.functional.pad(rows, (0, folds * INVARIANT_SIZE - rows.shape[1]))
-    return rows.unflatten(1, (folds, INVARIANT_SIZE)).sum(1) / math.sqrt(folds)
 
 
 def mean_squares(x: Rows, y: Rows) -> Tensor:

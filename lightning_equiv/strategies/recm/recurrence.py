@@ -16,9 +16,9 @@ from lightning_equiv.strategies.recm.critic import (
     LipschitzCritic,
     feature_rows,
     mean_squares,
-    target_rows,
     violation,
 )
+from lightning_equiv.strategies.recm.target import target_rows
 from lightning_equiv.wiring.ranks import mean_over_ranks
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from lightning_equiv._checks import check_number
 from lightning_equiv.layers.hidden_parameters import own_parameters
 from lightning_equiv.metrics.functional import Distance, as_distance, equivariance_loss
-from lightning_equiv.strategies.base import SymmetryCallback
+from lightning_equiv.strategies.base import SymmetryCallback, Target
 from lightning_equiv.strategies.remul.gradnorm import gradnorm_weights
 from lightning_equiv.symmetry.symmetry import Symmetry, as_symmetry
 from lightning_equiv.symmetry.tree import Tree, describe, flatten, lookup
@@ -23,8 +22,6 @@ from lightning_equiv.wiring.frozen_randomness import frozen_randomness
 from lightning_equiv.wiring.network import find_network
 from lightning_equiv.wiring.ranks import mean_over_ranks
 from lightning_equiv.wiring.training_step import StepHooks, wrap_training_step
-
-Target = str | int | Sequence[Hashable] | Callable[[Any], Any]
 
 
 @dataclass

@@ -16,12 +16,11 @@ from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
 from lightning_equiv._checks import check_number
-from lightning_equiv._random import derived_generator
-from lightning_equiv.groups.product import as_group
 from lightning_equiv.layers.branch import branches_off
 from lightning_equiv.layers.hidden_parameters import on_cpu, own_parameters
 from lightning_equiv.strategies.base import SymmetryCallback
-from lightning_equiv.strategies.symmetry_cloning.cloning import Pair, clone, fingerprint, measured_error, without_tau
+from lightning_equiv.strategies.symmetry_cloning.cache import fingerprint, read_clone, write_clone
+from lightning_equiv.strategies.symmetry_cloning.cloning import Pair, clone, measured_error
 from lightning_equiv.strategies.symmetry_cloning.inputs import (
     Args,
     Draws,
@@ -29,11 +28,11 @@ from lightning_equiv.strategies.symmetry_cloning.inputs import (
     Match,
     Resample,
     Settings,
-    endless,
-    noise,
+    drawn,
     num_weights,
     shapes_or_reader,
     takes_weights,
+    without_tau,
 )
 from lightning_equiv.symmetry.symmetry import Symmetry, as_symmetry
 from lightning_equiv.wiring.network import find_network
@@ -255,10 +254,11 @@ class SymmetryCloning(SymmetryCallback):
         group = None if self.symmetry is None else str(self.symmetry.group)
         key = fingerprint(teacher, student, self.settings, (self.cache_key, group))
         if self.cache is not None and self.cache.exists():
-            self._from_cache(self.cache, key, student)
+            self._take(read_clone(self.cache, key), student)
             return
         with torch.random.fork_rng(devices=[]):  # a loader shuffles by the global generator
-            draws = Draws(teacher, self._drawing(batches), self.settings, wide)
+            x = drawn(self.inputs, self.settings, self.symmetry, self.teacher, batches)
+            draws = Draws(teacher, x, self.settings, wide)
             pair = Pair(student, teacher, self.settings.match)
             held_out = draws(-1)
             self._check_teacher(teacher, *held_out)
@@ -295,30 +295,10 @@ class SymmetryCloning(SymmetryCallback):
         self._remember(parameters)
         rank_zero_info(f"{type(self).__name__}: cloned in {result.steps} steps, {self.report}")
         if self.cache is not None:
-            self.cache.parent.mkdir(parents=True, exist_ok=True)
-            torch.save({"fingerprint": key, **self._as_saved(student)}, self.cache)
+            write_clone(self.cache, key, self._as_saved(student))
 
     def _remember(self, taught: Mapping[str, Tensor]) -> None:
         self._taught.clone, self._taught.length = {name: p.detach().clone() for name, p in taught.items()}, None
-
-    def _drawing(self, batches: Callable[[], Any] | None) -> Callable[[int], Args]:
-        if isinstance(self.inputs, dict | tuple):
-            return noise(self.inputs, self.settings)
-        if batches is None:
-            raise ValueError("inputs are taken from training batches, but none were given: teach(module, batches)")
-        read, stream = self.inputs, endless(batches)
-        first = read(next(stream))
-        return lambda step: self._turned(first if step < 0 else read(next(stream)), step)
-
-    def _turned(self, args: Args, step: int) -> Args:
-        """Inputs of the data, each moved by a random element of the group: their law need not be symmetric."""
-        if self.symmetry is None:
-            return args
-        symmetry = without_tau(self.symmetry, self.teacher)
-        call = symmetry.bind(self.teacher, *args)
-        generator = derived_generator("turned", self.settings.seed, step)
-        g = as_group(symmetry.group).sample(call.num_inputs, generator=generator, device=call.device)
-        return call.move(g)
 
     def _check_teacher(self, teacher: nn.Module, args: Args, tau: Tensor | None) -> None:
         error = self._error(teacher, args, tau)
@@ -341,15 +321,6 @@ class SymmetryCloning(SymmetryCallback):
             return None
         symmetry = without_tau(self.symmetry, self.teacher) if tau is None else self.symmetry
         return measured_error(network, args, tau, symmetry, self.settings.seed)
-
-    def _from_cache(self, path: Path, key: str, student: nn.Module) -> None:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-        if saved.get("fingerprint") != key:
-            raise ValueError(
-                f"the clone in {path} belongs to another teacher, student or setting: delete the file, or name another "
-                "with cache=..."
-            )
-        self._take(saved, student)
 
     def _as_saved(self, student: nn.Module) -> dict[str, Any]:
         """The student with its buffers, for the cache and the other processes."""

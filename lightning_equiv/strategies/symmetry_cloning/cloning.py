@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_equiv._random import derived_generator
-from lightning_equiv.layers.hidden_parameters import CONTAINER, own_parameters
+from lightning_equiv.layers.hidden_parameters import own_parameters
 from lightning_equiv.metrics.functional import equivariance_sums, reduce_sums
 from lightning_equiv.strategies.symmetry_cloning.inputs import (
     Args,
@@ -20,7 +19,6 @@ from lightning_equiv.strategies.symmetry_cloning.inputs import (
     Match,
     Settings,
     in_precision,
-    num_weights,
     takes_weights,
 )
 from lightning_equiv.symmetry.call import TOTAL
@@ -29,7 +27,6 @@ from lightning_equiv.symmetry.tree import Tree, tensors
 from lightning_equiv.wiring.evaluation import evaluating
 from lightning_equiv.wiring.network import find_network
 
-_PLAIN = (bool, int, float, str, tuple)  # attributes in which teachers with the same weights differ
 CHECK_EVERY = 50  # steps between two looks at the held-out error
 
 
@@ -156,11 +153,6 @@ def held_out_error(pair: Pair, args: Args, tau: Tensor | None) -> float:
         return float(relative_error(pair.outputs(args, tau)))
 
 
-def without_tau(symmetry: Symmetry, teacher: nn.Module) -> Symmetry:
-    """A family's symmetry where tau is no argument: of the data, and of a student that knows one member."""
-    return Symmetry(symmetry.group, symmetry.inputs[0], symmetry.outputs) if num_weights(teacher) else symmetry
-
-
 def measured_error(network: nn.Module, args: Args, tau: Tensor | None, symmetry: Symmetry, seed: int) -> float:
     """Relative equivariance error on the held-out draw; `symmetry` names tau unless that is None."""
     like = next(network.parameters(), None)
@@ -173,16 +165,3 @@ def measured_error(network: nn.Module, args: Args, tau: Tensor | None, symmetry:
     )
     numerator, denominator = sums[TOTAL]
     return float(reduce_sums(numerator.sum(), denominator.sum(), "relative"))
-
-
-def fingerprint(teacher: nn.Module, student: nn.Module, settings: Settings, inputs: object) -> str:
-    """What a clone depends on: the teacher with its weights, the student's layers, the settings and the inputs."""
-    digest = hashlib.sha256()
-    for name, tensor in teacher.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-    plain = [(n, k, v) for n, m in teacher.named_modules() for k, v in vars(m).items() if isinstance(v, _PLAIN)]
-    digest.update(repr((teacher, plain, getattr(teacher, "num_weights", 0), settings, inputs)).encode())
-    modules = [(n, type(m).__name__, m.extra_repr()) for n, m in student.named_modules() if CONTAINER not in n]
-    digest.update(repr((modules, [tuple(p.shape) for p in own_parameters(student).values()])).encode())
-    return digest.hexdigest()

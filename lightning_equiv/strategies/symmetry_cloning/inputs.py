@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_equiv._random import derived_generator
+from lightning_equiv.groups.product import as_group
+from lightning_equiv.symmetry.symmetry import Symmetry
 from lightning_equiv.symmetry.tree import lookup, map_tensors
 
 EPOCH = 100  # steps for which resample="epoch" keeps its weights
@@ -169,3 +171,42 @@ def endless(batches: Callable[[], Any]) -> Iterator[Any]:
             yield batch
         if empty:
             raise ValueError("there are no training batches to take inputs from")
+
+
+def without_tau(symmetry: Symmetry, teacher: nn.Module) -> Symmetry:
+    """A family's symmetry where tau is no argument: of the data, and of a student that knows one member."""
+    return Symmetry(symmetry.group, symmetry.inputs[0], symmetry.outputs) if num_weights(teacher) else symmetry
+
+
+def drawn(
+    inputs: Any,
+    settings: Settings,
+    symmetry: Symmetry | None,
+    teacher: nn.Module,
+    batches: Callable[[], Any] | None,
+) -> Callable[[int], Args]:
+    """From a step to the arguments of the student without tau; step -1 is the held-out draw.
+
+    Args:
+        inputs: from `shapes_or_reader`.
+        settings: of the clone.
+        symmetry: by whose elements inputs of the data are moved, for their law need not be symmetric.
+        teacher: whose arguments these are.
+        batches: gives an iterable of training batches.
+    """
+    if isinstance(inputs, dict | tuple):
+        return noise(inputs, settings)
+    if batches is None:
+        raise ValueError("inputs are taken from training batches, but none were given: teach(module, batches)")
+    stream = endless(batches)
+    first = inputs(next(stream))
+
+    def draw(step: int) -> Args:
+        args: Args = first if step < 0 else inputs(next(stream))
+        if symmetry is None:
+            return args
+        call = without_tau(symmetry, teacher).bind(teacher, *args)
+        generator = derived_generator("turned", settings.seed, step)
+        return call.move(as_group(symmetry.group).sample(call.num_inputs, generator=generator, device=call.device))
+
+    return draw
