@@ -59,6 +59,13 @@ def test_the_oldest_versions_are_those_that_pyproject_promises() -> None:
         assert (pin + ".0").startswith(oldest + "."), f"{requirement} is tested with {pin}"
 
 
+def test_the_api_pages_list_what_is_public_and_nothing_else() -> None:
+    listed = re.findall(r"^::: (\S+)$", (ROOT / "docs" / "api.md").read_text(), re.MULTILINE)
+    public = {f"lightning_equiv.{name}" for name in lightning_equiv.__all__}
+    assert set(listed) == public | {f"lightning_equiv.datasets.{name}" for name in datasets.__all__}
+    assert len(listed) == len(set(listed))
+
+
 def test_every_local_link_of_the_readme_leads_somewhere() -> None:
     links = re.findall(r"\]\((?!http)([^)#]+)(?:#[^)]*)?\)", (ROOT / "README.md").read_text())
     assert links

@@ -9,12 +9,14 @@ from lightning_equiv.datasets.dynamics import (
     simulate_charges,
     simulate_gravity,
 )
+from lightning_equiv.datasets.in_memory import InMemoryDataModule
 from lightning_equiv.datasets.nbody import (
     ChargedDataModule,
     GravityDataModule,
     charged_dataset,
     gravity_dataset,
 )
+from lightning_equiv.datasets.neighbours import knn_graph, radius_graph
 from lightning_equiv.datasets.shapes import SHAPE_CLASSES, ShapesDataModule, shapes_dataset
 
 __all__ = [
@@ -22,11 +24,14 @@ __all__ = [
     "ChargedDataModule",
     "DigitsDataModule",
     "GravityDataModule",
+    "InMemoryDataModule",
     "ShapesDataModule",
     "charged_dataset",
     "charged_energy",
     "gravity_dataset",
     "gravity_energy",
+    "knn_graph",
+    "radius_graph",
     "sample_charges",
     "sample_gravity",
     "shapes_dataset",

@@ -12,12 +12,30 @@ import scipy.stats
 import torch
 from scipy.spatial.transform import Rotation
 
-from lightning_equiv import E3, O3, SE3, SO2, SO3, Cyclic, Dihedral, Group, GroupElement, Permutation, Product, as_group
+from lightning_equiv import (
+    E3,
+    O3,
+    SE3,
+    SO2,
+    SO3,
+    Cyclic,
+    Dihedral,
+    Group,
+    GroupElement,
+    IrrepsTensor,
+    Permutation,
+    Point,
+    Product,
+    Symmetry,
+    Translation,
+    as_group,
+    equivariance_error,
+)
 from lightning_equiv._random import derived_generator
 from lightning_equiv.groups.group import AlgebraElement
 from lightning_equiv.groups.rotation import quaternion_to_matrix
 from tests.contracts import GROUP_LAWS, GROUPS, concrete_subclasses, draw, row_of
-from tests.helpers import close
+from tests.helpers import close, normal
 
 MANY = 20_000
 FIVE_SIGMA = 5 / MANY**0.5  # of the mean of a quantity between -1 and 1
@@ -329,3 +347,22 @@ def test_generators_of_what_is_not_connected(name: str, count: int) -> None:
     generators = as_group(name).generators()
     assert len(generators) == count
     assert (torch.linalg.det(generators.matrix) < 0).all()
+
+
+def test_translations_are_those_of_rigid_motions():
+    """A subgroup of SE(3): points move alike, directions stay; and the draws have the scale that is asked for."""
+    g = draw(Translation(3, scale=4.0), 2000)
+    rigid = SE3().element(g.matrix, g.translation)
+    x = normal(2000, 5, 3)
+    close(Point()(g, x), Point()(rigid, x))
+    assert torch.equal(IrrepsTensor("1o")(g, x), x)
+    assert g.translation.std(dim=0).sub(4.0).abs().max() < 0.3
+    error = equivariance_error(lambda x: x - x.mean(1, keepdim=True), normal(4, 5, 3), Symmetry("T(3)", Point(), "1o"))
+    assert float(error.max()) < 1e-12
+    assert float(equivariance_error(lambda x: x**2, normal(4, 5, 3), Symmetry("T(3)", Point(), "1o")).min()) > 0.1
+
+
+@pytest.mark.parametrize("t", [torch.zeros(2), torch.zeros(4, 3, dtype=torch.long), torch.full((3,), torch.inf)])
+def test_bad_translations(t):
+    with pytest.raises(ValueError, match=r"expected (real|finite) translations"):
+        Translation(3).element(t)
