@@ -56,3 +56,20 @@ class RelaxedLayer(nn.Module):
 
 def _nothing(*_: Any) -> None:
     """A hook that does nothing."""
+
+
+def replace_layers(module: nn.Module, branches: list[Branch]) -> list[tuple[str, nn.Module, str, nn.Module]]:
+    """Put a `RelaxedLayer` wherever the module holds one of the layers.
+
+    Returns:
+        Each place: its dotted name, the parent, the name in the parent, and the layer that was there.
+    """
+    places = []
+    for branch in branches:
+        layer, replacement = branch.layer.module, RelaxedLayer(branch)
+        for path, parent in list(module.named_modules(remove_duplicate=False)):  # one parent may have two names
+            for name, child in list(parent._modules.items()):
+                if child in (layer, replacement) and parent is not replacement:
+                    places.append((f"{path}.{name}" if path else name, parent, name, layer))
+                    setattr(parent, name, replacement)
+    return places

@@ -9,43 +9,34 @@ from typing import Any
 from torch import nn
 
 from lightning_equiv.layers.branch import Branch
-from lightning_equiv.layers.relaxed_layer import RelaxedLayer
+from lightning_equiv.layers.relaxed_layer import replace_layers
 
 
 class KeptLayers:
-    """The relaxed layers that a module has after training.
-
-    Attributes:
-        names: their dotted names, which a checkpoint keeps beside the weights.
-    """
+    """The relaxed layers that a module has after training."""
 
     def __init__(self) -> None:
-        self.names: list[str] = []
-        self._places: list[tuple[nn.Module, str, nn.Module]] = []
+        self._places: list[tuple[str, nn.Module, str, nn.Module]] = []
         self._module: weakref.ref[nn.Module] | None = None
 
     def __reduce__(self) -> tuple[type[KeptLayers], tuple[()]]:
         return KeptLayers, ()  # a copy belongs to no module
 
+    @property
+    def names(self) -> list[str]:
+        """Their dotted names, which a checkpoint keeps beside the weights."""
+        return [path for path, *_ in self._places]
+
     def put(self, module: nn.Module, branches: list[Branch]) -> None:
         """Put a `RelaxedLayer` wherever the module holds one of the layers."""
-        self._module, self._places, self.names = weakref.ref(module), [], []
-        for branch in branches:
-            layer, replacement = branch.layer.module, RelaxedLayer(branch)
-            holders = list(module.named_modules(remove_duplicate=False))  # one parent may have two names
-            for path, parent in holders:
-                for name, child in list(parent._modules.items()):
-                    if child in (layer, replacement) and parent is not replacement:
-                        self._places.append((parent, name, layer))
-                        self.names.append(f"{path}.{name}" if path else name)
-                        setattr(parent, name, replacement)
+        self._module, self._places = weakref.ref(module), replace_layers(module, branches)
 
     def restore(self, module: nn.Module) -> None:
         """Put the layers back, if this is the module; another one keeps what it has."""
         if self._module is not None and self._module() is module:
-            for parent, name, layer in self._places:
+            for _, parent, name, layer in self._places:
                 setattr(parent, name, layer)
-        self._module, self._places, self.names = None, [], []
+        self._module, self._places = None, []
 
 
 def without_branches(state: Mapping[str, Any], kept: Iterable[str]) -> dict[str, Any]:
