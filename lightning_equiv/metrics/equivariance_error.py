@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Callable, Sequence
 from typing import Any, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import Metric
 
 from lightning_equiv._checks import check_number
 from lightning_equiv._random import derived_generator
+from lightning_equiv.groups.group import element_dtype
 from lightning_equiv.metrics.functional import Kind, equivariance_sums, reduce_sums
 from lightning_equiv.symmetry.call import TOTAL
 from lightning_equiv.symmetry.symmetry import Symmetry, as_symmetry
@@ -85,12 +87,14 @@ class EquivarianceError(Metric):
         self.num_samples, self.kind, self.chunk_size = num_samples, kind, chunk_size
         self.per_irrep, self.needs_grad, self.seed = per_irrep, needs_grad, seed
         # torchmetrics merges the metrics of a collection whose states look equal: names of one's own prevent it
-        self._token = f"{zlib.crc32(repr((symmetry, num_samples, kind, seed)).encode()):08x}"
+        description = re.sub("0x[0-9a-f]+", "", repr((self.symmetry, num_samples, kind, seed)))  # no addresses
+        self._token = f"{zlib.crc32(description.encode()):08x}"
         self._parts = [TOTAL, *self.symmetry.output_parts] if per_irrep else [TOTAL]
         for part in self._parts:
             for side in ("numerator", "denominator"):
                 reduction = "max" if kind == "max" else "sum"
-                self.add_state(self._state(side, part), torch.tensor(0.0), dist_reduce_fx=reduction)
+                zero = torch.tensor(0.0, dtype=torch.float64)
+                self.add_state(self._state(side, part), zero, dist_reduce_fx=reduction)
         self._updates_before = 0
 
     def _state(self, side: str, part: str) -> str:
@@ -128,8 +132,11 @@ class EquivarianceError(Metric):
                 setattr(self, name, torch.maximum(old, values.max()) if self.kind == "max" else old + values.sum())
 
     def compute(self) -> Tensor | dict[str, Tensor]:
-        """The error over everything seen; a dict of parts with `per_irrep`."""
+        """The error over everything seen; a dict of parts with `per_irrep`. NaN, with a warning, before any update."""
         errors = {}
+        if not self._update_count and not any(bool(state) for state in self.metric_state.values()):
+            errors = {part: torch.full((), torch.nan, device=self.device) for part in self._parts}
+            return errors if self.per_irrep else errors[TOTAL]
         for part in self._parts:
             numerator, denominator = (getattr(self, self._state(s, part)) for s in ("numerator", "denominator"))
             errors[part] = reduce_sums(numerator, denominator, self.kind).float()
@@ -139,6 +146,15 @@ class EquivarianceError(Metric):
                 "input, or 0 for every one (kind='absolute' measures such a network)"
             )
         return errors if self.per_irrep else errors[TOTAL]
+
+    def _apply(self, fn: Callable[..., Any], exclude_state: Sequence[str] = "") -> nn.Module:
+        """Move the metric; on a device without float64 its states are float32."""
+        dtype = element_dtype(fn(torch.zeros(0, device=self.device)).device)
+        for name, state in self.metric_state.items():
+            assert isinstance(state, Tensor)
+            setattr(self, name, state.to(dtype))
+            self._defaults[name] = torch.zeros_like(state, dtype=dtype)
+        return super()._apply(fn, exclude_state)
 
     def plot(self, val: Tensor | Sequence[Tensor] | None = None, ax: Any = None) -> Any:
         """A plot of one or more values of the metric, of `compute` by default; see torchmetrics."""

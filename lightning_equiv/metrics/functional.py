@@ -16,13 +16,16 @@ from torch import Tensor, nn
 from lightning_equiv.groups.group import GroupElement
 from lightning_equiv.groups.product import as_group
 from lightning_equiv.symmetry.call import TOTAL, BoundCall, BoundTree
-from lightning_equiv.symmetry.symmetry import Symmetry
+from lightning_equiv.symmetry.symmetry import Symmetry, as_symmetry
 from lightning_equiv.symmetry.tree import Tree, map_tensors
 from lightning_equiv.wiring.call_recorder import recording_paused
 from lightning_equiv.wiring.evaluation import evaluating
 
 Kind = Literal["relative", "absolute", "orbit_mean", "max"]
 Distance = Callable[[Tensor, Tensor], Tensor]
+
+_MOST_ELEMENTS = 2**16  # that are all taken
+_WITHOUT_GRADIENTS = ("not require grad", "requires_grad", "Inference tensor", "inference tensor")  # in torch's errors
 
 _distances: dict[str, Distance] = {
     "mse": nn.functional.mse_loss,
@@ -147,7 +150,7 @@ def equivariance_error(
     Reference:
         Elhag, Rusch, Di Giovanni, Bronstein. Relaxed Equivariance via Multitask Learning. arXiv 2410.17878.
     """
-    sums = equivariance_sums(
+    sums, dtype = _measure(
         network,
         args,
         symmetry,
@@ -158,7 +161,7 @@ def equivariance_error(
         generator=generator,
         needs_grad=needs_grad,
     )
-    errors = {part: reduce_sums(*pair, kind) for part, pair in sums.items()}
+    errors = {part: reduce_sums(*pair, kind).to(dtype) for part, pair in sums.items()}
     return errors if per_irrep else errors[TOTAL]
 
 
@@ -183,13 +186,51 @@ def equivariance_sums(
     """Numerator and denominator (n,), (n,) of `equivariance_error` per input, for the total and every output part.
 
     Numerators and denominators of many batches can be summed (or, for "max", their maximum taken) and then reduced.
+    They are float64 where the device has it, whatever the network computes in.
     """
+    return _measure(
+        network,
+        args,
+        symmetry,
+        kwargs=kwargs,
+        num_samples=num_samples,
+        kind=kind,
+        chunk_size=chunk_size,
+        generator=generator,
+        needs_grad=needs_grad,
+    )[0]
+
+
+def _measure(
+    network: Callable[..., Any],
+    args: Any,
+    symmetry: Symmetry,
+    *,
+    kwargs: Mapping[str, Any] | None,
+    num_samples: int | None,
+    kind: Kind,
+    chunk_size: int | None,
+    generator: torch.Generator | None,
+    needs_grad: bool,
+) -> tuple[dict[str, tuple[Tensor, Tensor]], torch.dtype]:
+    """What `equivariance_sums` returns, and the precision of the network's output, at least float32."""
     if kind not in get_args(Kind):
         raise ValueError(f"expected kind to be one of {get_args(Kind)}, got {kind!r}")
 
+    symmetry = as_symmetry(symmetry)
+
     def run(*args: Any, **kwargs: Any) -> Tree:
         with recording_paused():
-            return map_tensors(Tensor.detach, network(*args, **kwargs))
+            try:
+                y = network(*args, **kwargs)
+            except RuntimeError as error:
+                if needs_grad or not any(words in str(error) for words in _WITHOUT_GRADIENTS):
+                    raise
+                raise RuntimeError(
+                    "the network differentiates inside (conservative forces?), and gradients are off while it is "
+                    f"measured: write needs_grad=True. Torch's words were: {error}"
+                ) from error
+            return map_tensors(Tensor.detach, y)
 
     with _measuring(network, needs_grad):
         x = args if isinstance(args, tuple) else (args,), dict(kwargs or {})
@@ -197,10 +238,12 @@ def equivariance_sums(
             x = map_tensors(lambda x: x.detach().clone(), x)
         call = symmetry.bind(network, *x)
         n = call.num_inputs
-        f_x = call.output(map_tensors(torch.clone, run(*x[0], **x[1])))  # the next call may use the same memory
+        args, kwargs = call.arguments()  # containers of its own, which it may write into
+        f_x = call.output(map_tensors(torch.clone, run(*args, **kwargs)))  # the next call may use the same memory
         parts = f_x.parts()
         norms = f_x.squared_norms(parts)
-        elements = _elements(symmetry, num_samples, n, generator, next(iter(parts.values())).device)
+        first = next(iter(parts.values()))
+        elements = _elements(symmetry, num_samples, n, generator, first.device)
         gathered: dict[str, list[Tensor]] = {}
         for g in _chunks(elements, n, chunk_size):
             times = len(g) // n
@@ -220,10 +263,10 @@ def equivariance_sums(
             squares = {part: torch.cat(chunks) for part, chunks in gathered.items()}  # (K, n)
         ones = torch.ones_like(norms[TOTAL])
         if kind == "relative":
-            return {part: (square.mean(0), norms[part]) for part, square in squares.items()}
+            return {part: (square.mean(0), norms[part]) for part, square in squares.items()}, first.dtype
         if kind == "max":
-            return {part: (square.amax(0).sqrt(), ones) for part, square in squares.items()}
-        return {part: (square.sqrt().mean(0), ones) for part, square in squares.items()}
+            return {part: (square.amax(0).sqrt(), ones) for part, square in squares.items()}, first.dtype
+        return {part: (square.sqrt().mean(0), ones) for part, square in squares.items()}, first.dtype
 
 
 def _elements(
@@ -232,6 +275,11 @@ def _elements(
     """K elements for each of n inputs, sample by sample; the whole group for None."""
     group = as_group(symmetry.group)
     if num_samples is None:
+        if group.order is not None and group.order > _MOST_ELEMENTS:
+            raise ValueError(
+                f"num_samples=None takes every element of {group}, which has {group.order} (more than "
+                f"{_MOST_ELEMENTS}): draw some of them, e.g. num_samples=8"
+            )
         every = group.elements(device=device)
         return every[torch.arange(len(every), device=device).repeat_interleave(n)]
     if num_samples < 1:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_equiv.groups.group import Group, GroupElement
+from lightning_equiv.groups.group import Group, GroupElement, element_dtype
 from lightning_equiv.representations.action import wide
 from lightning_equiv.representations.representation import Representation
 from lightning_equiv.symmetry.graphs import Inputs, repeat_graphs, shifted
@@ -131,13 +131,16 @@ class BoundTree:
         return found
 
     def squared_norms(self, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """|x|^2 (inputs,) of parts named as in `parts()`, and of all together as "total"; a graph's rows are summed."""
+        """|x|^2 (inputs,) of parts named as in `parts()`, and of all together as "total"; a graph's rows are summed.
+
+        In float64, where a device has it: squares of float32 numbers beyond 1e-18 and 1e18 are none of float32.
+        """
         squares: dict[str, Tensor] = {}
         for t in self.tensors:
             for name in t.representation.part_names:
                 part = part_name(t.path, name)
                 if part in parts:
-                    x = parts[part]
+                    x = parts[part].to(element_dtype(parts[part].device))
                     rows = x.square().flatten(1).sum(-1) if x.ndim > 1 else x.square()
                     owned = rows if t.owner is None else rows.new_zeros(self.inputs.num).index_add(0, t.owner, rows)
                     squares[part] = owned
@@ -174,6 +177,10 @@ class BoundCall:
     def device(self) -> torch.device | None:
         """Where the tensors lie."""
         return self.inputs.inputs.device
+
+    def arguments(self) -> Arguments:
+        """(args, kwargs) of the call as it is, in containers of its own."""
+        return self.unpack(self.inputs.tree)
 
     def move(self, g: GroupElement, times: int = 1) -> Arguments:
         """(args, kwargs) of the call `times` times over, moved; see `BoundTree.move`."""
