@@ -28,8 +28,9 @@ from lightning_equiv.modules.symmetry_module import ClassificationModule, Regres
 from lightning_equiv.representations.cartesian import CartesianTensor, Point
 from lightning_equiv.representations.custom import Custom
 from lightning_equiv.representations.image import Image, VectorField
-from lightning_equiv.representations.invariant import Invariant, NodeIndex
+from lightning_equiv.representations.invariant import EdgeNumbers, Ignored, Invariant, NodeIndex, Pointer
 from lightning_equiv.representations.irreps import IrrepsTensor
+from lightning_equiv.representations.per import Per
 from lightning_equiv.representations.permuted import Permuted, Regular, Shifted
 from lightning_equiv.representations.representation import Composed, Factor, Representation, as_representation
 from lightning_equiv.strategies.base import SymmetryCallback
@@ -62,6 +63,7 @@ __all__ = [
     "Custom",
     "Cyclic",
     "Dihedral",
+    "EdgeNumbers",
     "EquivarianceError",
     "EquivarianceMonitor",
     "EquivariantLinear",
@@ -71,14 +73,17 @@ __all__ = [
     "GroupAugmentation",
     "GroupConvolution",
     "GroupElement",
+    "Ignored",
     "Image",
     "Invariant",
     "IrrepsTensor",
     "LayerFamily",
     "NodeIndex",
+    "Per",
     "Permutation",
     "Permuted",
     "Point",
+    "Pointer",
     "Product",
     "RegressionModule",
     "Regular",

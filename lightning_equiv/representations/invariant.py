@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +48,40 @@ class NodeIndex(Representation):
 
     shared = True
     trivial = True
-    points_at_nodes = True
+    points_at: ClassVar[Literal["node", "edge"] | None] = "node"
+
+    def action(self, g: GroupElement, x: Tensor) -> Tensor:
+        return x
+
+    def infinitesimal(self, a: AlgebraElement, x: Tensor) -> Tensor:
+        return torch.zeros_like(x)
+
+
+@dataclass(frozen=True)
+class EdgeNumbers(NodeIndex):
+    """Whole numbers that point at edges, such as the two edges of a triplet (triplets,): no element moves them."""
+
+    points_at = "edge"
+
+
+@dataclass(frozen=True)
+class Pointer(NodeIndex):
+    """Where each graph's nodes begin, and the last one's end, (graphs + 1,): PyG's `ptr`. No element moves it."""
+
+    def repeated(self, x: Tensor, times: int, step: int) -> Tensor:
+        return torch.cat([x[:1], super().repeated(x[1:], times, step)])
+
+
+@dataclass(frozen=True)
+class Ignored(Representation):
+    """A part of an output at which nobody looks, whatever it is: neither moved nor compared.
+
+    `outputs={"forces": "1o", "*": Ignored()}` ignores all that is not named.
+    """
+
+    shared = True
+    trivial = True
+    ignored = True
 
     def action(self, g: GroupElement, x: Tensor) -> Tensor:
         return x

@@ -32,7 +32,10 @@ class Representation(ABC):
         dim: the dimension of the tensor along which it acts, or several.
         trivial: no element moves the tensor.
         shared: the tensor belongs to the whole call instead of having a row for each input.
-        points_at_nodes: its entries are numbers of nodes, which move up where graphs are repeated.
+        per: what its rows belong to, where that is said: a "node", an "edge", a "graph" or the whole "call".
+        rows: how many each of them has.
+        points_at: its entries are numbers of nodes or of edges, which move up where graphs are repeated.
+        ignored: nobody looks at the tensor.
         part_names: of `parts`.
         row_dims: how many trailing dimensions of a tensor hold what one element moves.
         written: its repr is read back by `as_representation`.
@@ -42,7 +45,10 @@ class Representation(ABC):
     dim: int | tuple[int, ...] = -1
     trivial: bool = False
     shared: bool = False
-    points_at_nodes: ClassVar[bool] = False
+    per: Literal["node", "edge", "graph", "call"] | None = None
+    rows: int = 1
+    points_at: ClassVar[Literal["node", "edge"] | None] = None
+    ignored: ClassVar[bool] = False
     row_dims: int = 1
     written: ClassVar[bool] = True
 
@@ -128,6 +134,10 @@ class Representation(ABC):
         """How many numbers of a tensor one element moves together; None where only the tensor tells."""
         return None
 
+    def repeated(self, x: Tensor, times: int, step: int) -> Tensor:
+        """Whole numbers that point at nodes or the like, their graphs `times` times over, each time `step` higher."""
+        return torch.cat([x + i * step for i in range(times)], dim=-1)
+
     # ---- the features of a layer ---------------------------------------------------------------------------------
     @property
     def feature_dims(self) -> tuple[int, ...]:
@@ -163,8 +173,8 @@ class Composed(Representation):
     inner: Representation
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "outer", as_representation(self.outer))
-        object.__setattr__(self, "inner", as_representation(self.inner))
+        for name in ("outer", "inner"):
+            object.__setattr__(self, name, _one_tensor(as_representation(getattr(self, name))))
 
     def action(self, g: GroupElement, x: Tensor) -> Tensor:
         return self.outer(g, self.inner(g, x))
@@ -199,7 +209,7 @@ class Factor(Representation):
 
     def __post_init__(self) -> None:
         check_number("index", self.index, whole=True)
-        object.__setattr__(self, "representation", as_representation(self.representation))
+        object.__setattr__(self, "representation", _one_tensor(as_representation(self.representation)))
 
     def action(self, g: GroupElement, x: Tensor) -> Tensor:
         return self.representation(g.parts[self.index], x)
@@ -229,6 +239,13 @@ class Factor(Representation):
         if not -len(factors) <= self.index < len(factors):
             raise ValueError(f"{self!r} names a factor that {group} has not: it has {len(factors)}, counted from 0")
         return factors[self.index]
+
+
+def _one_tensor(part: Representation) -> Representation:
+    """A part of a representation, which may not say whose the tensor is: the whole would not know."""
+    if part.per is not None or part.shared:
+        raise ValueError(f"{part!r} says whose the rows of a tensor are: write it around the whole, not inside")
+    return part
 
 
 # ---- how a representation is written -----------------------------------------------------------------------------

@@ -66,7 +66,8 @@ class BoundTree:
         if self.times > 1:
             num, node = self.inputs.num // self.times, self.inputs.node
             one = Inputs(num, None if node is None else node[: len(node) // self.times])
-            repeat_graphs(tree, one, self.times)
+            steps = {t.path.rpartition(".")[2]: t.step for t in self.tensors if t.step}
+            repeat_graphs(tree, one, self.times, steps)
         return tree
 
     def repeat(self, times: int) -> BoundTree:
@@ -74,13 +75,16 @@ class BoundTree:
         if times == 1:
             return self
         inputs = self.inputs.repeat(times)
+        owners = {id(None): None, id(self.inputs.node): inputs.node, id(self.inputs.edge): inputs.edge}
 
         def again(t: BoundTensor) -> BoundTensor:
             if t.step:
-                return replace(t, x=shifted(t.x, times, t.step))
+                return replace(t, x=t.representation.repeated(t.x, times, t.step))
             if t.shared:
                 return t
-            owner = t.owner if t.owner is None else inputs.node if t.owner is self.inputs.node else inputs.edge
+            if t.owner is not None and id(t.owner) not in owners:
+                owners[id(t.owner)] = shifted(t.owner, times, self.inputs.num)
+            owner = owners[id(t.owner)]
             return replace(t, x=t.x.repeat(times, *[1] * (t.x.ndim - 1)), owner=owner)
 
         return replace(self, tensors=tuple(map(again, self.tensors)), inputs=inputs, times=self.times * times)
@@ -122,7 +126,7 @@ class BoundTree:
                 place = t.path or "the output"
                 raise ValueError(f"expected real numbers at {place!r}, got {t.x.dtype}: return torch.view_as_real(x)")
             if t.x.ndim == 0:
-                self.inputs.owner(t.x, t.path)  # which it has not: an error
+                self.inputs.owner(t.x, t.path, t.representation)  # which it has not: an error
             found.update((part_name(t.path, name), part) for name, part in t.representation.parts(wide(t.x)).items())
         if not found:
             raise ValueError(
@@ -240,7 +244,7 @@ def bind_tensors(
     bound = []
     for path, representation, x in found:
         shared = representation.shared or x.ndim == 0
-        owner = None if shared else inputs.owner(x, path)
+        owner = None if shared else inputs.owner(x, path, representation, inputs.pyg and name != "outputs")
         if not shared:
             try:
                 representation.check(group, x.shape)
@@ -249,10 +253,30 @@ def bind_tensors(
         step = 0
         if path == index:
             step = inputs.num
-        elif representation.points_at_nodes and inputs.node is not None:
-            step = len(inputs.node)
+        elif representation.points_at is not None and inputs.node is not None:
+            step = _step(path, representation, inputs)
+        elif shared and name == "inputs" and inputs.node is not None:
+            _refuse_whole_numbers(path, representation, x)
         bound.append(BoundTensor(path, representation, x, owner, shared, step))
     return BoundTree(name, tuple(bound), inputs, put)
+
+
+def _step(path: str, representation: Representation, inputs: Inputs) -> int:
+    """By how much the entries of a tensor move up where graphs are repeated."""
+    pointed = inputs.node if representation.points_at == "node" else inputs.edge
+    if pointed is None:
+        raise ValueError(f"{path!r} points at edges, which are not known: call them `edge_index` or NodeIndex()")
+    return len(pointed)
+
+
+def _refuse_whole_numbers(path: str, representation: Representation, x: Tensor) -> None:
+    """What a whole call shares are no numbers of nodes, as long as graphs are repeated."""
+    if x.ndim and representation.per is None and not (x.is_floating_point() or x.dtype == torch.bool):
+        raise ValueError(
+            f"{path!r} holds whole numbers that the whole call shares: write NodeIndex() if they are numbers of nodes, "
+            "EdgeNumbers() if they are numbers of edges (of triplets, say), Pointer() if they say where each graph's "
+            "nodes begin, Per('call', Invariant()) if they are none of these"
+        )
 
 
 # ---- arguments as the tree that `inputs` mirrors -----------------------------------------------------------------

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_equiv.representations.representation import Representation
-from lightning_equiv.symmetry.tree import Tree, children, describe, is_graph, leaves, named, tensors
+from lightning_equiv.symmetry.tree import Found, Tree, children, describe, is_graph, leaves, map_tensors, named, tensors
 
 
 @dataclass(frozen=True)
@@ -25,36 +25,85 @@ class Inputs:
         node: (nodes,) the graph of every node; None without graphs.
         edge: (edges,) the graph of every edge; None without edges.
         device: where the tensors lie.
+        pyg: they are a PyG graph, where what is called "edge..." has a row for each edge.
     """
 
     num: int
     node: Tensor | None = None
     edge: Tensor | None = None
     device: torch.device | None = None
+    pyg: bool = False
 
-    def owner(self, x: Tensor, path: str) -> Tensor | None:
-        """(rows,) the input of every row of x; None where row i belongs to input i."""
-        if self.node is not None and self.edge is not None and "edge" in path.rpartition(".")[2]:
-            owner: Tensor | None = self.edge
-        elif self.node is not None and x.shape[:1] == self.node.shape:
-            owner = self.node
-        else:
-            owner = None
-        expected = self.num if owner is None else len(owner)
-        if x.shape[:1] != (expected,):
-            graphs = "" if self.node is None else f" (one for each graph) or {len(self.node)} (one for each node)"
+    def owner(self, x: Tensor, path: str, representation: Representation, by_pyg: bool = False) -> Tensor | None:
+        """(rows,) the input of every row of x; None where row i belongs to input i.
+
+        Args:
+            x: the tensor.
+            path: its dotted name.
+            representation: which may say what a row belongs to; else the number of rows does.
+            by_pyg: whether "edge" in the name says so, as it does on a PyG graph.
+
+        Raises:
+            ValueError: a number of rows that is not theirs, or one that can be read in two ways.
+        """
+        counts = {"graph": self.num}
+        counts |= {name: len(t) for name, t in (("node", self.node), ("edge", self.edge)) if t is not None}
+        declared: str | None = representation.per
+        if declared is None and by_pyg and "edge" in path.rpartition(".")[2] and "edge" in counts:
+            declared = "edge"
+        expected: dict[str, int] = (
+            counts if declared is None else {declared: counts.get(declared, 0) * representation.rows}
+        )
+        readings = [name for name, count in expected.items() if x.shape[:1] == (count,) and name in counts]
+        if not readings:
+            raise ValueError(self._wrong_rows(x, path, expected, counts))
+        owners = [self._owner(name, representation.rows) for name in readings]
+        if len(owners) > 1 and not all(self._same(owners[0], other) for other in owners[1:]):
+            write = " or ".join(f"Per({name!r}, ...)" for name in readings)
             raise ValueError(
-                f"{path or 'the tensor'!r} has shape {tuple(x.shape)}, but {expected} rows{graphs} are expected: "
-                "the first dimension counts the inputs; for a tensor of the whole call write Invariant(shared=True)"
+                f"{path or 'the tensor'!r} has {len(x)} rows, and there are as many {'s as '.join(readings)}s, in "
+                f"another order: say what a row belongs to, {write}"
             )
-        return owner
+        return owners[0]
+
+    def _owner(self, name: str, rows: int) -> Tensor | None:
+        """(rows,) the input of each node, edge or graph, which have so many rows each; None for one a graph."""
+        owner = self.node if name == "node" else self.edge if name == "edge" else None
+        if rows == 1:
+            return owner
+        return (torch.arange(self.num, device=self.device) if owner is None else owner).repeat_interleave(rows)
+
+    def _same(self, a: Tensor | None, b: Tensor | None) -> bool:
+        """Whether two readings mean the same, for which the host waits for the device; None is row i, input i."""
+        a, b = (torch.arange(self.num, device=self.device) if t is None else t for t in (a, b))
+        return torch.equal(a, b)
+
+    def _wrong_rows(self, x: Tensor, path: str, expected: dict[str, int], counts: dict[str, int]) -> str:
+        """The message where no number of rows fits."""
+        if missing := [name for name in expected if name not in counts]:
+            return (
+                f"{path or 'the tensor'!r} is declared to have a row for each {missing[0]}, but {missing[0]}s of the "
+                "call are not known: write `index`, the tensor that says which graph each node belongs to, and call "
+                "the edges `edge_index` or NodeIndex()"
+            )
+        if self.node is None:
+            ways = f"{expected['graph']} rows"
+        else:
+            ways = "rows for " + " or ".join(f"each {name} ({count})" for name, count in expected.items())
+        whole = x.ndim > 1 and not x.is_floating_point() and self.node is not None
+        cure = "NodeIndex() if its entries are numbers of nodes" if whole else "Invariant(shared=True)"
+        return (
+            f"{path or 'the tensor'!r} has shape {tuple(x.shape)}, but {ways} are expected: the first dimension "
+            f"counts the inputs; for a tensor of the whole call write {cure}, for three rows a graph "
+            "Per('graph', ..., rows=3)"
+        )
 
     def repeat(self, times: int) -> Inputs:
         """The same inputs `times` times over."""
         if times == 1:
             return self
         node, edge = (None if t is None else shifted(t, times, self.num) for t in (self.node, self.edge))
-        return Inputs(self.num * times, node, edge, self.device)
+        return Inputs(self.num * times, node, edge, self.device, self.pyg)
 
 
 def shifted(index: Tensor, times: int, step: int) -> Tensor:
@@ -69,7 +118,7 @@ def graphs_of(tree: Tree) -> Iterator[Tree]:
 
 def find_inputs(
     tree: Tree,
-    found: list[tuple[str, Representation, Tensor]],
+    found: Found,
     index: str | int | None,
     num_graphs: str | int | None,
 ) -> Inputs:
@@ -86,27 +135,34 @@ def find_inputs(
     """
     graph = next(graphs_of(tree), None)
     if graph is not None:
-        inputs = _of_graph(graph)
+        inputs = _of_graph(graph, found)
     elif index is not None:
-        inputs = _of_index(dict(leaves(tree)), index, num_graphs)
+        inputs = _of_index(dict(leaves(tree)), found, index, num_graphs)
     else:
-        if pointing := [path for path, representation, _ in found if representation.points_at_nodes]:
+        if pointing := [path for path, representation, _ in found if representation.points_at is not None]:
             raise ValueError(
                 f"{pointing[0]!r} points at nodes, but which graph a node belongs to is not known: write "
                 "index=..., or Invariant(shared=True) for one fixed graph of all inputs"
             )
-        rows = [x for _, representation, x in found if not (representation.shared or x.ndim == 0)]
+        rows = [(r.rows, x) for _, r, x in found if not (r.shared or x.ndim == 0)]
         if not rows:
             raise ValueError(
                 f"no tensor of {describe(tree)} has a batch dimension: expected at least one that is not shared"
             )
-        inputs = Inputs(rows[0].shape[0], device=rows[0].device)
+        each, x = rows[0]
+        inputs = Inputs(len(x) // each, device=x.device)
     if inputs.num < 1:
         raise ValueError(f"expected at least one input, got an empty batch: {describe(tree)}")
     return inputs
 
 
-def _of_graph(graph: Tree) -> Inputs:
+def _edges(found: Found) -> list[Tensor]:
+    """An edge index of another name, (2, edges), where there is one only."""
+    pointing = [x for _, r, x in found if r.points_at == "node" and x.ndim == 2 and len(x) == 2]
+    return pointing if len(pointing) == 1 else []
+
+
+def _of_graph(graph: Tree, found: Found) -> Inputs:
     """The inputs of a PyG Data or Batch."""
     node, edge_index = getattr(graph, "batch", None), getattr(graph, "edge_index", None)
     if node is None:
@@ -115,15 +171,16 @@ def _of_graph(graph: Tree) -> Inputs:
     else:
         num_graphs = getattr(graph, "num_graphs", None)  # a Data with `batch` written by hand has none
         num = _largest(node) + 1 if num_graphs is None else int(num_graphs)
-    return Inputs(num, node, None if edge_index is None else node[edge_index[0]], node.device)
+    edges = _edges(found) if edge_index is None else [edge_index]
+    return Inputs(num, node, node[edges[0][0]] if edges else None, node.device, pyg=True)
 
 
-def _of_index(held: dict[str, Any], index: str | int, num_graphs: str | int | None) -> Inputs:
+def _of_index(held: dict[str, Any], found: Found, index: str | int, num_graphs: str | int | None) -> Inputs:
     """The inputs of a call whose graphs a tensor names."""
     node = held[index_path(held, index)]
     if node.dtype != torch.long or node.ndim != 1:
         raise ValueError(f"{index=}: expected whole numbers (nodes,), got {tuple(node.shape)} {node.dtype}")
-    edges = [x for path, x in held.items() if named(path, "edge_index") and isinstance(x, Tensor)]
+    edges = [x for path, x in held.items() if named(path, "edge_index") and isinstance(x, Tensor)] or _edges(found)
     num = _largest(node) + 1 if num_graphs is None else _number(held, num_graphs)
     return Inputs(num, node, node[edges[0][0]] if edges else None, node.device)
 
@@ -148,8 +205,15 @@ def _largest(node: Tensor) -> int:
     return int(node.max()) if len(node) else -1
 
 
-def repeat_graphs(tree: Tree, inputs: Inputs, times: int) -> None:
-    """Bring the bookkeeping of repeated PyG graphs, copies already, up to date; `inputs` are those before."""
+def repeat_graphs(tree: Tree, inputs: Inputs, times: int, steps: dict[str, int]) -> None:
+    """Bring the bookkeeping of repeated PyG graphs, copies already, up to date.
+
+    Args:
+        tree: the repeated arguments.
+        inputs: those before.
+        times: how often they were repeated.
+        steps: by how much the entries of a tensor of that name moved up.
+    """
     for graph in graphs_of(tree):
         assert inputs.node is not None
         num_nodes = len(inputs.node)
@@ -163,3 +227,21 @@ def repeat_graphs(tree: Tree, inputs: Inputs, times: int) -> None:
             graph["num_nodes"] = num_nodes * times
         if hasattr(graph, "_num_graphs"):
             graph._num_graphs = inputs.num * times
+        if hasattr(graph, "_slice_dict"):  # by which `to_data_list` takes a batch apart
+            steps = {"edge_index": num_nodes, **steps}
+            graph._slice_dict = {key: _again(s, times) for key, s in graph._slice_dict.items()}
+            if isinstance(getattr(graph, "_num_nodes", None), list):
+                graph._num_nodes = graph._num_nodes * times
+            graph._inc_dict = {key: _again_inc(s, times, steps.get(key, 0)) for key, s in graph._inc_dict.items()}
+
+
+def _again(slices: Any, times: int) -> Any:
+    """Where a key's rows begin in each graph, and the last ones end, the graphs `times` times over."""
+    if not isinstance(slices, Tensor):
+        return map_tensors(lambda s: _again(s, times), slices)
+    return torch.cat([slices[:1], *(slices[1:] + i * slices[-1] for i in range(times))])
+
+
+def _again_inc(incs: Any, times: int, step: int) -> Any:
+    """By how much a key's entries were raised in each graph, the graphs `times` times over."""
+    return map_tensors(lambda inc: torch.cat([inc + i * step for i in range(times)]), incs)

@@ -62,7 +62,9 @@ class Symmetry:
             if name == "inputs" and isinstance(spec, Representation):
                 spec = (spec,)  # the only argument
             object.__setattr__(self, name, spec)
-            for _, representation in declared(getattr(self, name)):
+            for path, representation in declared(getattr(self, name)):
+                if representation.ignored and name != "outputs":
+                    raise ValueError(f"`{name}` ignores {path!r}: Ignored() is for outputs, an input takes Invariant()")
                 try:
                     representation.check_group(as_group(self.group))
                 except ValueError as error:

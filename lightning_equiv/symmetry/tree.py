@@ -9,26 +9,35 @@ from __future__ import annotations
 import copy
 import dataclasses
 import difflib
+import inspect
+from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from e3nn import o3
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_equiv.representations.representation import Representation, as_representation
+from lightning_equiv.symmetry.unread import Unread
 
 Tree = Any
 Spec = Any
 Rebuild = Callable[[Iterator[Tensor]], Tree]
 Undeclared = Callable[[str], Representation | None]
+Found = list[tuple[str, Representation, Tensor]]
 
 BOOKKEEPING = ("batch", "ptr", "edge_index")
+REST = "*"  # all that a dict of specs does not name
 
 
 def as_spec(spec: Spec) -> Spec:
     """`spec` with every leaf a `Representation`; lists become tuples, dicts are copied, None stays."""
     if isinstance(spec, Mapping):
-        return {key: as_spec(value) for key, value in spec.items()}
+        read = {key: as_spec(value) for key, value in spec.items()}
+        if REST in read and not getattr(read[REST], "ignored", False):
+            raise ValueError(f"{REST!r} is the rest, of which nothing is known: expected Ignored(), got {read[REST]!r}")
+        return read
     if isinstance(spec, tuple | list) and not isinstance(spec, o3.Irreps | o3.Irrep):  # which are tuples
         return tuple(as_spec(value) for value in spec)
     return None if spec is None else as_representation(spec)
@@ -44,8 +53,12 @@ def declared(spec: Spec, path: str = "") -> Iterator[tuple[str, Representation]]
 
 
 def is_graph(tree: Tree) -> bool:
-    """Whether `tree` is a PyG Data or Batch, recognised by what it offers, without importing PyG."""
-    return all(hasattr(type(tree), name) for name in ("keys", "stores", "num_nodes"))  # num_nodes itself may warn
+    """Whether `tree` is a PyG Data or Batch, recognised by what it offers, without importing PyG.
+
+    HeteroData is none: asked for what it does not hold, it makes it.
+    """
+    offers = all(hasattr(type(tree), name) for name in ("keys", "stores", "num_nodes"))  # num_nodes itself may warn
+    return offers and not hasattr(type(tree), "node_types")
 
 
 def children(tree: Tree) -> dict[Any, Tree] | None:
@@ -55,7 +68,7 @@ def children(tree: Tree) -> dict[Any, Tree] | None:
     if isinstance(tree, tuple | list):
         return dict(enumerate(tree))
     if is_graph(tree):
-        return {key: tree[key] for key in tree.keys()}  # noqa: SIM118 (a PyG object is no mapping)
+        return {key: tree[key] for key in sorted(tree.keys())}  # PyG's order is that of a set
     if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
         return {f.name: getattr(tree, f.name) for f in dataclasses.fields(tree)}
     return None
@@ -76,9 +89,7 @@ def rebuild(tree: Tree, new: dict[Any, Tree]) -> Tree:
     return out
 
 
-def flatten(
-    name: str, spec: Spec, tree: Tree, undeclared: Undeclared = lambda path: None
-) -> tuple[list[tuple[str, Representation, Tensor]], Rebuild]:
+def flatten(name: str, spec: Spec, tree: Tree, undeclared: Undeclared = lambda path: None) -> tuple[Found, Rebuild]:
     """The tensors of a tree with their dotted names and representations, and how to put others in their places.
 
     Args:
@@ -87,16 +98,22 @@ def flatten(
         tree: tensors in containers; anything else in it is passed on.
         undeclared: what is known of a tensor that the spec does not name, by its dotted name; None is nothing.
 
+    What a PyG graph carries beside the inputs (labels) may lie there as long as the network does not read it.
+
     Raises:
-        ValueError: the spec does not mirror the tree; the tensor is named.
+        ValueError: the spec does not mirror the tree, or tensors are not named; all of these are listed.
     """
-    found: list[tuple[str, Representation, Tensor]] = []
+    found: Found = []
+    missing: list[tuple[str, Tensor]] = []
 
     def walk(path: str, spec: Spec, tree: Tree) -> Rebuild:
+        if isinstance(spec, Representation) and spec.ignored:
+            return lambda tensors: tree
         if isinstance(tree, Tensor):
             representation = undeclared(path) if spec is None else spec
             if representation is None:
-                raise ValueError(_not_named(name, path, tree))
+                missing.append((path, tree))
+                return next
             if not isinstance(representation, Representation):
                 raise ValueError(_mismatch(name, path, spec, tree))
             found.append((path, representation, tree))
@@ -105,17 +122,25 @@ def flatten(
         if held is None:
             if isinstance(spec, Representation) and hasattr(tree, "__array__"):  # numpy's would pass as invariant
                 raise ValueError(_mismatch(name, path, spec, tree))
+            if not (isinstance(spec, Representation) and spec.shared) and hides_tensors(tree):
+                raise ValueError(_hidden(name, path, tree))
             return lambda tensors: tree
         rules = _rules(name, path, spec, tree, held)
-        skipped = BOOKKEEPING if is_graph(tree) else ()
-        walks = {
-            key: walk(join(path, key), rules.get(key), value)
-            for key, value in held.items()
-            if rules.get(key) is not None or key not in skipped
-        }
+        graph, walks, unread = is_graph(tree), {}, {}
+        for key, value in held.items():
+            place = join(path, key)
+            if graph and rules.get(key) is None and name == "inputs" and undeclared(place) is None:
+                if key not in BOOKKEEPING and next(tensors(value), None) is not None:
+                    unread[key] = Unread(_not_named(name, list(tensors(value, place))))
+            elif rules.get(key) is not None or not (graph and key in BOOKKEEPING):
+                walks[key] = walk(place, rules.get(key), value)
+        held = {**held, **unread}
         return lambda tensors: rebuild(tree, {**held, **{key: again(tensors) for key, again in walks.items()}})
 
-    return found, walk("", spec, tree)
+    put = walk("", spec, tree)
+    if missing:
+        raise ValueError(_not_named(name, missing))
+    return found, put
 
 
 def _rules(name: str, path: str, spec: Spec, tree: Tree, held: dict[Any, Tree]) -> dict[Any, Spec]:
@@ -126,13 +151,13 @@ def _rules(name: str, path: str, spec: Spec, tree: Tree, held: dict[Any, Tree]) 
         return dict(enumerate(spec))
     if not isinstance(spec, Mapping) or isinstance(tree, tuple | list):
         raise ValueError(_mismatch(name, path, spec, tree))
-    if unknown := [key for key in spec if key not in held]:
+    if unknown := [key for key, rule in spec.items() if key not in held and not getattr(rule, "ignored", False)]:
         near = difflib.get_close_matches(str(unknown[0]), [str(k) for k in held], n=2)
         hint = f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""
         raise ValueError(
             f"`{name}` names {join(path, unknown[0])!r}{hint}, but what was passed holds only {sorted(map(str, held))}"
         )
-    return dict(spec)
+    return {**dict.fromkeys(held, spec.get(REST)), **spec}
 
 
 def fits(spec: Spec, tree: Tree) -> bool:
@@ -166,9 +191,23 @@ def leaves(tree: Tree, path: str = "") -> Iterator[tuple[str, Any]]:
             yield from leaves(value, join(path, key))
 
 
-def tensors(tree: Tree) -> Iterator[tuple[str, Tensor]]:
+def tensors(tree: Tree, path: str = "") -> Iterator[tuple[str, Tensor]]:
     """Every tensor of a tree with its dotted name."""
-    return ((path, x) for path, x in leaves(tree) if isinstance(x, Tensor))
+    return ((path, x) for path, x in leaves(tree, path) if isinstance(x, Tensor))
+
+
+def hides_tensors(value: object, depth: int = 3) -> bool:
+    """Whether what is no container holds tensors all the same, in attributes or as a set; networks and types may."""
+    if isinstance(value, Tensor):
+        return True
+    if depth == 0 or isinstance(value, nn.Module | type) or inspect.isroutine(value) or inspect.ismodule(value):
+        return False
+    held = children(value)
+    if held is None and not isinstance(value, set | frozenset | deque):
+        slots = [name for cls in type(value).__mro__ for name in getattr(cls, "__slots__", ())]
+        held = {**getattr(value, "__dict__", {}), **{name: getattr(value, name, None) for name in slots}}
+    inside = value if held is None else held.values()
+    return any(hides_tensors(item, depth - 1) for item in inside)  # type: ignore[attr-defined]
 
 
 def named(path: str, name: str | int) -> bool:
@@ -210,10 +249,22 @@ def describe(tree: Tree) -> str:
     return f"a {type(tree).__name__} of {len(held)}: {', '.join(map(str, held)) or 'nothing'}"
 
 
-def _not_named(name: str, path: str, x: Tensor) -> str:
+def _not_named(name: str, missing: list[tuple[str, Tensor]]) -> str:
+    listed = [f"{path or 'the tensor'!r} (shape {tuple(x.shape)}, {x.dtype})" for path, x in missing]
+    whole = any(x.dtype == torch.long for _, x in missing)
+    numbers = ", NodeIndex() for numbers of nodes such as edges, Pointer() for where graphs begin" if whole else ""
     return (
-        f"{path or 'the tensor'!r} (shape {tuple(x.shape)}, {x.dtype}) is not named by the symmetry's `{name}`: "
-        "say how a group element moves it, e.g. '1o' for vectors, Point() for positions, Invariant() if nothing does"
+        f"{', '.join(listed)} {'is' if len(missing) == 1 else 'are'} not named by the symmetry's `{name}`: "
+        f"say how a group element moves it, e.g. '1o' for vectors, Point() for positions{numbers}, Invariant() if "
+        "nothing does"
+    )
+
+
+def _hidden(name: str, path: str, tree: Tree) -> str:
+    return (
+        f"{path or 'the only argument'!r} in `{name}` is a {type(tree).__name__} that holds tensors, which cannot be "
+        "moved there: pass them in a dict, a tuple, a dataclass or a PyG Data, or write Invariant(shared=True) if "
+        "nothing moves what it holds" + (", Ignored() if nobody looks at it" if name == "outputs" else "")
     )
 
 

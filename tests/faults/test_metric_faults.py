@@ -17,7 +17,7 @@ VECTORS = Symmetry("SO(3)", "1o", "1o")
 
 @pytest.mark.parametrize("symmetry", ["SO(3)", None, 3])
 def test_a_group_in_place_of_a_symmetry(symmetry: Any) -> None:
-    with pytest.raises(TypeError, match="expected a Symmetry, e.g"):
+    with pytest.raises(TypeError, match="expected a Symmetry"):
         equivariance_error(lambda x: x, normal(4, 3), symmetry)
 
 
@@ -50,7 +50,7 @@ def test_other_errors_of_a_network_are_its_own() -> None:
     def network(x: Tensor) -> Tensor:
         raise RuntimeError("out of luck")
 
-    with pytest.raises(RuntimeError, match="^out of luck$"):
+    with pytest.raises(RuntimeError, match=r"^out of luck$"):
         equivariance_error(network, normal(4, 3), VECTORS)
 
 
