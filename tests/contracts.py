@@ -396,6 +396,8 @@ REPRESENTATIONS = {
     "irreps, D4": RepresentationCase(IrrepsTensor(MIXED), Dihedral(4), (32,)),
     "irreps in dimension 2": RepresentationCase(IrrepsTensor("1o+1e", dim=2), O3(), (5, 6, 4)),
     "irreps in dimension -2": RepresentationCase(IrrepsTensor("1o", dim=-2), SO3(), (3, 4)),
+    "one scalar an input": RepresentationCase(IrrepsTensor("0e"), SE3(), ()),
+    "one pseudoscalar an input": RepresentationCase(IrrepsTensor("0o"), O3(), ()),
     "point, SE3": RepresentationCase(Point(), SE3(), (4, 3)),
     "point, E3": RepresentationCase(Point(), E3(), (3,)),
     "point, plane": RepresentationCase(Point(), SO2(), (4, 2)),

@@ -21,7 +21,8 @@ class IrrepsTensor(Representation):
     """A direct sum of irreducible representations of O(3), in e3nn's layout and convention.
 
     x = (+)_l x_l, and every x_l of parity p turns with the Wigner matrix D^{l,p}(R), block by block. The groups of the
-    plane act as rotations about z and reflections that keep z; translations do not act.
+    plane act as rotations about z and reflections that keep z; translations do not act. One number an input may be (n,)
+    as well as (n, 1).
 
     Args:
         irreps: such as "16x0e+8x1o+4x2e": "0e" a scalar, "0o" a pseudoscalar, "1o" a vector, "1e" a pseudovector.
@@ -46,9 +47,13 @@ class IrrepsTensor(Representation):
             raise ValueError(f"expected irreps such as '16x0e+8x1o', got {self.irreps!r}") from None
 
     def action(self, g: GroupElement, x: Tensor) -> Tensor:
+        if x.ndim == 1:
+            return self.action(g, x[:, None])[:, 0]
         return rotate_irreps(g.matrix_in(3).to(x.device), x, self.irreps, dim=self.dim)
 
     def infinitesimal(self, a: AlgebraElement, x: Tensor) -> Tensor:
+        if x.ndim == 1:
+            return self.infinitesimal(a, x[:, None])[:, 0]
         omega = a.matrix_in(3).to(x.device)
         vector = torch.stack([omega[:, 2, 1], omega[:, 0, 2], omega[:, 1, 0]], dim=-1)
         return rotate_irreps_infinitesimal(vector, x, self.irreps, dim=self.dim)
@@ -73,7 +78,8 @@ class IrrepsTensor(Representation):
         return total.transpose(0, 1).reshape(times * n, width)
 
     def check(self, group: Group, shape: torch.Size) -> None:
-        check_dim(self, shape, self.dim, self.irreps.dim)
+        one_number = len(shape) == 1 and self.irreps.dim == 1 and self.dim == -1
+        check_dim(self, torch.Size((*shape, 1)) if one_number else shape, self.dim, self.irreps.dim)
 
     @property
     def part_names(self) -> tuple[str, ...]:
@@ -81,7 +87,7 @@ class IrrepsTensor(Representation):
 
     def parts(self, x: Tensor) -> dict[str, Tensor]:
         """One part for each kind of irrep."""
-        rows = x.movedim(self.dim, -1)
+        rows = x[:, None] if x.ndim == 1 else x.movedim(self.dim, -1)
         blocks: dict[str, list[Tensor]] = {name: [] for name in self.part_names}
         for (_, ir), block in zip(self.irreps, self.irreps.slices(), strict=True):
             blocks[str(ir)].append(rows[..., block])

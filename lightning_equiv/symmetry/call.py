@@ -286,7 +286,8 @@ def pack(
     """A call's arguments as one tree that `spec` mirrors, and the way back to (args, kwargs).
 
     Args:
-        spec: a tuple goes by position, a dict by name, or mirrors the only argument.
+        spec: a tuple goes by position, a dict by name, or by position where a key is a whole number, or mirrors the only
+            argument.
         network: whose signature matches positions with names; needed only where call and spec differ in that.
         args: positional arguments.
         kwargs: keyword arguments.
@@ -297,6 +298,8 @@ def pack(
     n, keywords = len(args), list(kwargs)
     if isinstance(spec, Mapping):
         names = _names(network, args)
+        if any(isinstance(key, int) for key in spec):
+            names = [key if key in spec else name for key, name in enumerate([*names, *range(len(names), n)])]
         passed = [*args, *kwargs.values()]
         by_name = dict(zip([*names, *keywords], passed, strict=True)) if len(names) == n else None
         only = passed[0] if len(passed) == 1 and children(passed[0]) is not None else None
@@ -307,7 +310,8 @@ def pack(
                 f"`inputs` goes by name ({', '.join(map(str, spec))}) but the network was called with {n} "
                 "arguments by position whose names are unknown: write `inputs` as a tuple"
             )
-        return by_name, lambda tree: (tuple(tree[k] for k in names), {k: tree[k] for k in keywords})
+        absent = dict.fromkeys(spec) if any(isinstance(key, int) for key in spec) else {}  # what is called both ways
+        return {**absent, **by_name}, lambda tree: (tuple(tree[k] for k in names), {k: tree[k] for k in keywords})
     places = [_position(network, key, n) for key in keywords]
     flat = list(args) + [None] * (max(places, default=n - 1) + 1 - n)
     for place, key in zip(places, keywords, strict=True):
@@ -345,7 +349,7 @@ def _signature(network: Callable[..., Any] | None) -> inspect.Signature | None:
         return None
 
 
-def _names(network: Callable[..., Any] | None, args: tuple[Any, ...]) -> list[str]:
+def _names(network: Callable[..., Any] | None, args: tuple[Any, ...]) -> list[Any]:
     """The names of positional arguments, as far as they have any."""
     signature = _signature(network)
     if signature is None:
