@@ -16,6 +16,7 @@ from lightning_equiv.symmetry.call import TOTAL
 from lightning_equiv.symmetry.symmetry import Symmetry
 from lightning_equiv.wiring.call_recorder import CallRecorder
 from lightning_equiv.wiring.network import find_network
+from lightning_equiv.wiring.ranks import mean_over_ranks
 
 
 class EquivarianceMonitor(L.Callback):
@@ -79,6 +80,7 @@ class EquivarianceMonitor(L.Callback):
         )
         self._recorder: CallRecorder | None = None
         self._measured = 0
+        self._ever_called = False
 
     # ---- one evaluation ------------------------------------------------------------------------------------------
     def _start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -99,20 +101,34 @@ class EquivarianceMonitor(L.Callback):
         if self.network == "" and trainer.strategy.model is not pl_module:
             calls = calls[:-1]  # DDP sends the step itself through the module's forward, and that call ends last
         if not calls:
-            names = [n for n, _ in pl_module.named_children()]
-            step = "test_step" if trainer.testing else "validation_step"
-            raise ValueError(
-                f"EquivarianceMonitor: network={self.network!r} was not called in `{step}`: name the sub-module that "
-                f"is, one of {names}, and call it (`self.net(x)`, not `self.net.forward(x)`)"
-            )
+            return  # a batch may do without
         network = find_network(pl_module, self.network)
         with trainer.precision_plugin.forward_context():
             for call in calls:
                 self.metric.update(network, *call.args, **call.kwargs)
         self._measured += 1
 
-    def _log(self, pl_module: L.LightningModule, prefix: str = "") -> None:
-        if self._measured:
+    def _never_called(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Say so: an error until it was called once, as a wrong name; afterwards a training goes on."""
+        names = [n for n, _ in pl_module.named_children()]
+        step = "test_step" if trainer.testing else "validation_step"
+        message = (
+            f"EquivarianceMonitor: network={self.network!r} was not called in `{step}`: name the sub-module that "
+            f"is, one of {names}, and call it (`self.net(x)`, not `self.net.forward(x)`)"
+        )
+        if not self._ever_called and not trainer.sanity_checking:
+            raise ValueError(message)
+        rank_zero_warn(message)
+
+    def _log(self, trainer: L.Trainer, pl_module: L.LightningModule, prefix: str = "") -> None:
+        if self._recorder is None:
+            return
+        measured = mean_over_ranks(torch.tensor(float(self._measured), device=pl_module.device))
+        if not bool(measured):
+            self._never_called(trainer, pl_module)
+        else:  # on every rank, also where this one has nothing: the sums are taken together
+            self._ever_called = True
+            self.metric._update_count = max(1, self.metric._update_count)
             try:
                 value = self.metric.compute()
             except ValueError as error:
@@ -131,6 +147,16 @@ class EquivarianceMonitor(L.Callback):
         self._measured = 0
 
     # ---- Lightning's hooks ---------------------------------------------------------------------------------------
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Refuse a second monitor of the same name."""
+        callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        if sum(isinstance(c, EquivarianceMonitor) and c.name == self.name for c in callbacks) > 1:
+            raise ValueError(
+                f"two EquivarianceMonitors log {self.name!r}, which would be the mean of two figures: give each a name "
+                f"of its own, e.g. name='{self.name}_2'"
+            )
+        self._ever_called = False
+
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Refuse a name that does not exist before the first batch."""
         find_network(pl_module, self.network)
@@ -161,11 +187,11 @@ class EquivarianceMonitor(L.Callback):
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Log, and take the hooks away."""
-        self._log(pl_module)
+        self._log(trainer, pl_module)
 
     def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Log, and take the hooks away."""
-        self._log(pl_module, prefix="test_")
+        self._log(trainer, pl_module, prefix="test_")
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Take the hooks away."""

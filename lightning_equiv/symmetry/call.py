@@ -286,8 +286,8 @@ def pack(
     """A call's arguments as one tree that `spec` mirrors, and the way back to (args, kwargs).
 
     Args:
-        spec: a tuple goes by position, a dict by name, or by position where a key is a whole number, or mirrors the only
-            argument.
+        spec: a tuple goes by position, a dict by name, or position where a key is a whole number; or it mirrors the
+            only argument.
         network: whose signature matches positions with names; needed only where call and spec differ in that.
         args: positional arguments.
         kwargs: keyword arguments.
