@@ -68,6 +68,9 @@ class EdgeNumbers(NodeIndex):
 class Pointer(NodeIndex):
     """Where each graph's nodes begin, and the last one's end, (graphs + 1,): PyG's `ptr`. No element moves it."""
 
+    def num_owners(self, x: Tensor) -> int:
+        return len(x) - 1
+
     def repeated(self, x: Tensor, times: int, step: int) -> Tensor:
         return torch.cat([x[:1], super().repeated(x[1:], times, step)])
 

@@ -134,6 +134,10 @@ class Representation(ABC):
         """How many numbers of a tensor one element moves together; None where only the tensor tells."""
         return None
 
+    def num_owners(self, x: Tensor) -> int:
+        """How many inputs, nodes or edges x has rows of."""
+        return len(x) // self.rows
+
     def repeated(self, x: Tensor, times: int, step: int) -> Tensor:
         """Whole numbers that point at nodes or the like, their graphs `times` times over, each time `step` higher."""
         return torch.cat([x + i * step for i in range(times)], dim=-1)

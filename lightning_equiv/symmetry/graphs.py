@@ -144,13 +144,13 @@ def find_inputs(
                 f"{pointing[0]!r} points at nodes, but which graph a node belongs to is not known: write "
                 "index=..., or Invariant(shared=True) for one fixed graph of all inputs"
             )
-        rows = [(r.rows, x) for _, r, x in found if not (r.shared or x.ndim == 0)]
+        rows = [(r, x) for _, r, x in found if not (r.shared or x.ndim == 0)]
         if not rows:
             raise ValueError(
                 f"no tensor of {describe(tree)} has a batch dimension: expected at least one that is not shared"
             )
-        each, x = rows[0]
-        inputs = Inputs(len(x) // each, device=x.device)
+        representation, x = rows[0]
+        inputs = Inputs(representation.num_owners(x), device=x.device)
     if inputs.num < 1:
         raise ValueError(f"expected at least one input, got an empty batch: {describe(tree)}")
     return inputs
@@ -181,7 +181,7 @@ def _of_index(held: dict[str, Any], found: Found, index: str | int, num_graphs: 
     if node.dtype != torch.long or node.ndim != 1:
         raise ValueError(f"{index=}: expected whole numbers (nodes,), got {tuple(node.shape)} {node.dtype}")
     edges = [x for path, x in held.items() if named(path, "edge_index") and isinstance(x, Tensor)] or _edges(found)
-    num = _largest(node) + 1 if num_graphs is None else _number(held, num_graphs)
+    num = _largest(node) + 1 if num_graphs is None else _number(held, found, num_graphs)
     return Inputs(num, node, node[edges[0][0]] if edges else None, node.device)
 
 
@@ -194,10 +194,13 @@ def index_path(held: dict[str, Any], index: str | int, name: str = "index") -> s
     return matches[0]
 
 
-def _number(held: dict[str, Any], num_graphs: str | int) -> int:
-    """A whole number of that name among the arguments, or the rows of the tensor of that name."""
+def _number(held: dict[str, Any], found: Found, num_graphs: str | int) -> int:
+    """A whole number of that name among the arguments, or how many graphs the tensor of that name has rows of."""
     whole = [value for path, value in held.items() if named(path, num_graphs) and isinstance(value, int)]
-    return whole[0] if whole else len(held[index_path(held, num_graphs, "num_graphs")])
+    if whole:
+        return whole[0]
+    place = index_path(held, num_graphs, "num_graphs")
+    return next(representation.num_owners(x) for path, representation, x in found if path == place)
 
 
 def _largest(node: Tensor) -> int:

@@ -33,8 +33,8 @@ class Symmetry:
         index: the name of the tensor that says which graph each node belongs to, so that every graph gets an
             element of its own. A PyG graph brings its own.
         num_graphs: beside `index`, the name of an argument that says how many graphs there are: a whole number, or a
-            tensor with a row for each. Without it the largest entry of `index` is asked for, and the host waits for the
-            device once a call.
+            tensor with a row for each (or a `Pointer`). Without it the largest entry of `index` is asked for, and the
+            host waits for the device once a call.
 
     Raises:
         ValueError: an unknown group or representation, or one that needs a matrix (a permutation) of a group without.
