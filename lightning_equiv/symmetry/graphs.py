@@ -242,9 +242,12 @@ def _again(slices: Any, times: int) -> Any:
     """Where a key's rows begin in each graph, and the last ones end, the graphs `times` times over."""
     if not isinstance(slices, Tensor):
         return map_tensors(lambda s: _again(s, times), slices)
-    return torch.cat([slices[:1], *(slices[1:] + i * slices[-1] for i in range(times))])
+    ends = slices[1:] + torch.arange(times)[:, None] * slices[-1]
+    return torch.cat([slices[:1], ends.flatten()])
 
 
 def _again_inc(incs: Any, times: int, step: int) -> Any:
     """By how much a key's entries were raised in each graph, the graphs `times` times over."""
+    if step == 0:
+        return map_tensors(lambda inc: inc.repeat(times, *[1] * (inc.ndim - 1)), incs)
     return map_tensors(lambda inc: torch.cat([inc + i * step for i in range(times)]), incs)
