@@ -28,7 +28,7 @@ from lightning_equiv.modules.symmetry_module import ClassificationModule, Regres
 from lightning_equiv.representations.cartesian import CartesianTensor, Point
 from lightning_equiv.representations.custom import Custom
 from lightning_equiv.representations.image import Image, VectorField
-from lightning_equiv.representations.invariant import EdgeNumbers, Ignored, Invariant, NodeIndex, Pointer
+from lightning_equiv.representations.invariant import EdgeNumbers, GraphNumbers, Ignored, Invariant, NodeIndex, Pointer
 from lightning_equiv.representations.irreps import IrrepsTensor
 from lightning_equiv.representations.per import Per
 from lightning_equiv.representations.permuted import Permuted, Regular, Shifted
@@ -69,6 +69,7 @@ __all__ = [
     "EquivariantLinear",
     "EquivariantTensorProduct",
     "Factor",
+    "GraphNumbers",
     "Group",
     "GroupAugmentation",
     "GroupConvolution",

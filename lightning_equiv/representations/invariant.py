@@ -48,7 +48,7 @@ class NodeIndex(Representation):
 
     shared = True
     trivial = True
-    points_at: ClassVar[Literal["node", "edge"] | None] = "node"
+    points_at: ClassVar[Literal["node", "edge", "graph"] | None] = "node"
 
     def action(self, g: GroupElement, x: Tensor) -> Tensor:
         return x
@@ -62,6 +62,13 @@ class EdgeNumbers(NodeIndex):
     """Whole numbers that point at edges, such as the two edges of a triplet (triplets,): no element moves them."""
 
     points_at = "edge"
+
+
+@dataclass(frozen=True)
+class GraphNumbers(NodeIndex):
+    """Whole numbers that point at graphs, such as the graph of every edge (edges,), beside `index`."""
+
+    points_at = "graph"
 
 
 @dataclass(frozen=True)

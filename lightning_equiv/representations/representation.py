@@ -34,7 +34,7 @@ class Representation(ABC):
         shared: the tensor belongs to the whole call instead of having a row for each input.
         per: what its rows belong to, where that is said: a "node", an "edge", a "graph" or the whole "call".
         rows: how many each of them has.
-        points_at: its entries are numbers of nodes or of edges, which move up where graphs are repeated.
+        points_at: its entries are numbers of nodes, edges or graphs, which move up where graphs are repeated.
         ignored: nobody looks at the tensor.
         part_names: of `parts`.
         row_dims: how many trailing dimensions of a tensor hold what one element moves.
@@ -47,7 +47,7 @@ class Representation(ABC):
     shared: bool = False
     per: Literal["node", "edge", "graph", "call"] | None = None
     rows: int = 1
-    points_at: ClassVar[Literal["node", "edge"] | None] = None
+    points_at: ClassVar[Literal["node", "edge", "graph"] | None] = None
     ignored: ClassVar[bool] = False
     row_dims: int = 1
     written: ClassVar[bool] = True

@@ -13,7 +13,7 @@ from torch import Tensor
 from lightning_equiv.groups.group import Group, GroupElement, element_dtype
 from lightning_equiv.representations.action import wide
 from lightning_equiv.representations.representation import Representation
-from lightning_equiv.symmetry.graphs import Inputs, repeat_graphs, shifted
+from lightning_equiv.symmetry.graphs import Inputs, raised_by_pyg, repeat_graphs, shifted
 from lightning_equiv.symmetry.tree import Rebuild, Spec, Tree, children, describe, fits, join
 
 TOTAL = "total"  # the whole output beside its parts
@@ -244,7 +244,8 @@ def bind_tensors(
     bound = []
     for path, representation, x in found:
         shared = representation.shared or x.ndim == 0
-        owner = None if shared else inputs.owner(x, path, representation, inputs.pyg and name != "outputs")
+        by_pyg = inputs.pyg and name != "outputs"
+        owner = None if shared else inputs.owner(x, path, representation, by_pyg)
         if not shared:
             try:
                 representation.check(group, x.shape)
@@ -255,7 +256,7 @@ def bind_tensors(
             step = inputs.num
         elif representation.points_at is not None and inputs.node is not None:
             step = _step(path, representation, inputs)
-        elif shared and name == "inputs" and inputs.node is not None:
+        elif (shared and name == "inputs" and inputs.node is not None) or (by_pyg and raised_by_pyg(path)):
             _refuse_whole_numbers(path, representation, x)
         bound.append(BoundTensor(path, representation, x, owner, shared, step))
     return BoundTree(name, tuple(bound), inputs, put)
@@ -263,6 +264,8 @@ def bind_tensors(
 
 def _step(path: str, representation: Representation, inputs: Inputs) -> int:
     """By how much the entries of a tensor move up where graphs are repeated."""
+    if representation.points_at == "graph":
+        return inputs.num
     pointed = inputs.node if representation.points_at == "node" else inputs.edge
     if pointed is None:
         raise ValueError(f"{path!r} points at edges, which are not known: call them `edge_index` or NodeIndex()")
@@ -270,12 +273,12 @@ def _step(path: str, representation: Representation, inputs: Inputs) -> int:
 
 
 def _refuse_whole_numbers(path: str, representation: Representation, x: Tensor) -> None:
-    """What a whole call shares are no numbers of nodes, as long as graphs are repeated."""
+    """Numbers of nodes that are not declared as such would stay as they are where graphs are repeated."""
     if x.ndim and representation.per is None and not (x.is_floating_point() or x.dtype == torch.bool):
         raise ValueError(
-            f"{path!r} holds whole numbers that the whole call shares: write NodeIndex() if they are numbers of nodes, "
-            "EdgeNumbers() if they are numbers of edges (of triplets, say), Pointer() if they say where each graph's "
-            "nodes begin, Per('call', Invariant()) if they are none of these"
+            f"{path!r} holds whole numbers that may point: write NodeIndex() if they are numbers of nodes, "
+            "EdgeNumbers() of edges (of triplets, say), GraphNumbers() of graphs, Pointer() where each graph's nodes "
+            "begin, and if they are none of these Per('call', Invariant()), or Per('node', ...) or the like"
         )
 
 

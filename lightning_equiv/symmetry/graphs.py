@@ -87,7 +87,7 @@ class Inputs:
                 "the edges `edge_index` or NodeIndex()"
             )
         if self.node is None:
-            ways = f"{expected['graph']} rows"
+            ways = f"{expected['graph']} rows (for graphs, `index` names the tensor of each node's graph)"
         else:
             ways = "rows for " + " or ".join(f"each {name} ({count})" for name, count in expected.items())
         whole = x.ndim > 1 and not x.is_floating_point() and self.node is not None
@@ -109,6 +109,12 @@ class Inputs:
 def shifted(index: Tensor, times: int, step: int) -> Tensor:
     """`index` `times` times over along its last dimension, each time `step` higher."""
     return torch.cat([index + i * step for i in range(times)], dim=-1)
+
+
+def raised_by_pyg(path: str) -> bool:
+    """Whether PyG takes a key for numbers of nodes or graphs, which it raises where it puts graphs together."""
+    key = path.rpartition(".")[2]
+    return "index" in key or "batch" in key or key == "face"
 
 
 def graphs_of(tree: Tree) -> Iterator[Tree]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from lightning_equiv import (
     SO3,
     EdgeNumbers,
+    GraphNumbers,
     Invariant,
     NodeIndex,
     Per,
@@ -121,11 +122,12 @@ def test_outputs_say_whose_their_rows_are() -> None:
 
 # ---- whole numbers that point ----------------------------------------------------------------------------------------
 def test_pointers_and_numbers_of_edges_are_repeated() -> None:
-    data = call(ptr=torch.tensor([0, 3, 5]), triplet=torch.tensor([1, 2, 4]), other=EDGES.flip(0))
-    inputs = {**POS, "ptr": Pointer(), "triplet": EdgeNumbers(), "other": "NodeIndex()"}
+    data = call(ptr=torch.tensor([0, 3, 5]), triplet=torch.tensor([1, 2, 4]), other=EDGES.flip(0), owner=OF_EDGE)
+    inputs = {**POS, "ptr": Pointer(), "triplet": EdgeNumbers(), "other": "NodeIndex()", "owner": GraphNumbers()}
     _, out = moved(inputs, data, times=2)
     assert out["ptr"].tolist() == [0, 3, 5, 8, 10]
     assert out["triplet"].tolist() == [1, 2, 4, 6, 7, 9]
+    assert out["owner"].tolist() == [*OF_EDGE.tolist(), *(i + 2 for i in OF_EDGE.tolist())]
     assert out["other"].tolist() == [[*row, *(i + 5 for i in row)] for row in EDGES.flip(0).tolist()]
 
 
@@ -220,3 +222,22 @@ def test_a_network_may_take_a_repeated_batch_apart() -> None:
         assert torch.equal(graph.nested["a"], untouched[i % 2]["nested"]["a"])
     assert batch.num_graphs == 2
     assert batch._slice_dict["pos"].tolist() == [0, 3, 5]
+
+
+def test_pyg_keys_that_it_raises_are_declared() -> None:
+    """What PyG takes for numbers of nodes when it puts graphs together would stay behind when they are repeated."""
+    data = pytest.importorskip("torch_geometric.data")
+    keys = {"pos": normal(3, 3), "edge_index": torch.zeros(2, 1).long(), "swap_index": torch.tensor([1, 2, 0])}
+    batch = data.Batch.from_data_list([data.Data(**keys), data.Data(**keys)])
+    batch.bond_batch = torch.tensor([0, 1])
+    assert batch.swap_index.tolist() == [1, 2, 0, 4, 5, 3]
+    for key in ("swap_index", "bond_batch"):
+        with pytest.raises(ValueError, match=rf"'0.{key}' holds whole numbers that may point: write NodeIndex\(\) if"):
+            moved({"pos": "1o", key: Invariant()}, batch, index=None)
+    inputs = {"pos": "1o", "swap_index": NodeIndex(), "bond_batch": GraphNumbers()}
+    _, out = moved(inputs, batch, times=2, index=None)
+    assert out.swap_index.tolist() == [1, 2, 0, 4, 5, 3, 7, 8, 6, 10, 11, 9]
+    assert out.bond_batch.tolist() == [0, 1, 2, 3]
+    assert [graph.swap_index.tolist() for graph in out.to_data_list()] == [[1, 2, 0]] * 4
+    _, out = moved({"pos": "1o", "swap_index": Per("node", Invariant())}, batch, times=2, index=None)
+    assert out.swap_index.tolist() == [1, 2, 0, 4, 5, 3] * 2
