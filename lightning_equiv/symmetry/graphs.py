@@ -87,15 +87,15 @@ class Inputs:
                 "the edges `edge_index` or NodeIndex()"
             )
         if self.node is None:
-            ways = f"{expected['graph']} rows (for graphs, `index` names the tensor of each node's graph)"
+            ways, several = f"{expected['graph']} rows", "for graphs `index`, the tensor of each node's graph"
         else:
+            several = "for three rows a graph Per('graph', ..., rows=3)"
             ways = "rows for " + " or ".join(f"each {name} ({count})" for name, count in expected.items())
         whole = x.ndim > 1 and not x.is_floating_point() and self.node is not None
         cure = "NodeIndex() if its entries are numbers of nodes" if whole else "Invariant(shared=True)"
         return (
             f"{path or 'the tensor'!r} has shape {tuple(x.shape)}, but {ways} are expected: the first dimension "
-            f"counts the inputs; for a tensor of the whole call write {cure}, for three rows a graph "
-            "Per('graph', ..., rows=3)"
+            f"counts the inputs; for a tensor of the whole call write {cure}, {several}"
         )
 
     def repeat(self, times: int) -> Inputs:

@@ -386,7 +386,7 @@ def by_position_only(*args, **kwargs):
         (lambda: move({"x": "1o"}, x=X, graph=M[:, 0], index="graph"), r"expected whole numbers.*torch.float32"),
         (lambda: move({"x": "1o"}, x=X, graph=torch.zeros(4, 1).long(), index="graph"), r"expected whole numbers"),
         (lambda: move({"x": "1o"}, x=X[:0], graph=torch.zeros(0).long(), index="graph"), "empty batch"),
-        (lambda: move({"x": "1o"}, x=X, graph=torch.arange(3), index="graph"), r"\(one for each graph\) or 3 \(one"),
+        (lambda: move({"x": "1o"}, x=X, graph=torch.arange(3), index="graph"), r"each graph \(3\) or each node \(3\)"),
         (lambda: move(("1o", NodeIndex()), X, torch.zeros(2, 3).long()), r"'1' points at nodes.*Invariant\(shared"),
     ],
 )  # fmt: skip
