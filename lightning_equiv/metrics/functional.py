@@ -20,6 +20,8 @@ from lightning_equiv.symmetry.symmetry import Symmetry, as_symmetry
 from lightning_equiv.symmetry.tree import Tree, map_tensors
 from lightning_equiv.wiring.call_recorder import recording_paused
 from lightning_equiv.wiring.evaluation import evaluating
+from lightning_equiv.wiring.frozen_randomness import buffers_kept
+from lightning_equiv.wiring.random_state import random_state_kept
 
 Kind = Literal["relative", "absolute", "orbit_mean", "max"]
 Distance = Callable[[Tensor, Tensor], Tensor]
@@ -232,7 +234,7 @@ def _measure(
                 ) from error
             return map_tensors(Tensor.detach, y)
 
-    with _measuring(network, needs_grad):
+    with _measuring(network, needs_grad, generator):
         x = args if isinstance(args, tuple) else (args,), dict(kwargs or {})
         if needs_grad:  # a tensor made in inference mode takes no gradient, and the caller's own must get none
             x = map_tensors(lambda x: x.detach().clone(), x)
@@ -294,12 +296,16 @@ def _chunks(elements: GroupElement, n: int, chunk_size: int | None) -> Iterator[
 
 
 @contextmanager
-def _measuring(network: Callable[..., Any], needs_grad: bool) -> Iterator[None]:
-    """Evaluation mode and gradients as asked; both put back."""
+def _measuring(network: Callable[..., Any], needs_grad: bool, generator: torch.Generator | None) -> Iterator[None]:
+    """Evaluation mode and gradients as asked; modes, buffers and the global generators are put back."""
     with ExitStack() as stack:
         if isinstance(network, nn.Module):
             stack.enter_context(evaluating(network))
         if needs_grad:
             stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad() if needs_grad else torch.no_grad())
+        if isinstance(network, nn.Module):
+            stack.enter_context(buffers_kept(network))
+        if generator is not torch.default_generator:  # whose elements are to be others in the next call
+            stack.enter_context(random_state_kept())
         yield

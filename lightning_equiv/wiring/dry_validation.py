@@ -12,14 +12,17 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 from torch import Tensor
 from torchmetrics import Metric
 
+from lightning_equiv.wiring.frozen_randomness import buffers_kept
 from lightning_equiv.wiring.override import override
+from lightning_equiv.wiring.random_state import random_state_kept
 
 
 def dry_validation_step(
     module: L.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int
 ) -> dict[str, Tensor]:
-    """What `module.validation_step` would log for a batch: nothing is logged, no metric of the module moves.
+    """What `module.validation_step` would log for a batch; nothing is logged.
 
+    No metric, buffer or random generator of the module moves.
     Values that are metric objects are left out: their value belongs to the whole epoch.
     """
     seen: dict[str, Tensor] = {}
@@ -38,7 +41,7 @@ def dry_validation_step(
         args += (batch_idx,)
     if len(module.trainer.num_val_batches) > 1:
         args += (dataloader_idx,)
-    with ExitStack() as undo, _metrics_kept(module):
+    with ExitStack() as undo, _metrics_kept(module), random_state_kept(), buffers_kept(module):
         undo.callback(override(module, "log", log))
         undo.callback(override(module, "log_dict", log_dict))
         module.validation_step(*args)

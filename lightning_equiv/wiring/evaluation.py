@@ -2,20 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from torch import nn
 
+Mode = tuple[nn.Module, bool]
+
 
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
-    """`network` in evaluation mode, every sub-module's own mode put back at the end."""
-    training = [module for module in network.modules() if module.training]
-    for module in training:
-        module.training = False
+    """`network` in evaluation mode, by its own `eval()`; every sub-module's own mode is put back at the end."""
+    before = modes(network)
+    if any(training for _, training in before):
+        network.eval()
     try:
         yield
     finally:
-        for module in training:
-            module.training = True
+        restore_modes(before)
+
+
+def modes(network: nn.Module) -> list[Mode]:
+    """Every module inside with its mode, parents before their children."""
+    return [(module, module.training) for module in network.modules()]
+
+
+def restore_modes(before: Iterable[Mode]) -> None:
+    """The modes of `modes()`, by the methods of modules that have one of their own; no other module is touched.
+
+    Such a method may build or drop what the mode needs: a convolution's filter, merged weights.
+    """
+    before = list(before)
+    for module, training in before:
+        if module.training != training and changes_by_itself(module):
+            module.train(training)
+    for module, training in before:  # what that left, and modules whose mode is a flag
+        if module.training != training:
+            module.training = training
+
+
+def changes_by_itself(module: nn.Module) -> bool:
+    """Whether a module does more than set a flag when its mode changes."""
+    return type(module).train is not nn.Module.train or "train" in module.__dict__

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from types import FunctionType
 from typing import Any
-from weakref import WeakKeyDictionary
 
-# functions that were taken back, each with the attribute it replaced
-_taken_back: WeakKeyDictionary[Callable[..., Any], list[Any]] = WeakKeyDictionary()
+_BELOW = "_lightning_equiv_below"  # on a function that was taken back: itself, and the attribute that it replaced
 
 
 def override(owner: object, name: str, function: Callable[..., Any]) -> Callable[[], None]:
@@ -21,10 +19,16 @@ def override(owner: object, name: str, function: Callable[..., Any]) -> Callable
     attributes[name] = function
 
     def restore() -> None:
-        _taken_back[function] = below
-        while isinstance(attributes.get(name), FunctionType) and attributes[name] in _taken_back:
-            lower = _taken_back[attributes.pop(name)]
+        setattr(function, _BELOW, (function, below))
+        while (lower := _taken_back(attributes.get(name))) is not None:
+            del attributes[name]
             if lower:
                 attributes[name] = lower[0]
 
     return restore
+
+
+def _taken_back(function: Any) -> list[Any] | None:
+    """What lies below a function that was taken back; None for any other."""
+    itself, below = getattr(function, _BELOW, (None, None)) if isinstance(function, FunctionType) else (None, None)
+    return below if itself is function else None  # functools.wraps copies the mark

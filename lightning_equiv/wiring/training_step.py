@@ -31,7 +31,8 @@ class StepHooks:
         ready: called with the batch that the step will see, after all `before`.
         after: (batch that the step saw, its loss) -> the loss to train on.
         done: called as soon as the step has returned, before anything else runs the network.
-        skipped: called in place of `after` where the step returned no loss, by which Lightning skips the batch.
+        skipped: called in place of `after` where the step returned no loss, by which Lightning skips the batch; and,
+            after `done`, where anything in the step raised an error.
     """
 
     before: Callable[[Any], Any] = lambda batch: batch
@@ -61,10 +62,7 @@ def _wrap(module: L.LightningModule) -> list[StepHooks]:
     original = module.training_step
     entries: list[StepHooks] = []
 
-    @functools.wraps(original)  # Lightning reads the signature to decide whether to pass batch_idx
-    def training_step(*args: Any, **kwargs: Any) -> Any:
-        if not entries:
-            return original(*args, **kwargs)
+    def through(*args: Any, **kwargs: Any) -> Any:
         named = "batch" in kwargs
         batch = kwargs.pop("batch") if named else args[0]
         for hooks in entries:
@@ -82,6 +80,18 @@ def _wrap(module: L.LightningModule) -> list[StepHooks]:
         for hooks in entries:
             loss = hooks.after(batch, loss)
         return {**output, "loss": loss} if isinstance(output, Mapping) else loss
+
+    @functools.wraps(original)  # Lightning reads the signature to decide whether to pass batch_idx
+    def training_step(*args: Any, **kwargs: Any) -> Any:
+        if not entries:
+            return original(*args, **kwargs)
+        try:
+            return through(*args, **kwargs)
+        except BaseException:
+            for hooks in entries:
+                hooks.done()
+                hooks.skipped()
+            raise
 
     setattr(training_step, _ENTRIES, entries)
     training_step.restore = override(module, "training_step", training_step)  # type: ignore[attr-defined]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from lightning_equiv._checks import check_number
 from lightning_equiv.layers.hidden_parameters import own_parameters
-from lightning_equiv.metrics.functional import Distance, as_distance, equivariance_loss
-from lightning_equiv.strategies.base import SymmetryCallback, Target
+from lightning_equiv.metrics.functional import Distance, as_distance
+from lightning_equiv.strategies.base import SymmetryCallback
 from lightning_equiv.strategies.remul.gradnorm import gradnorm_weights
+from lightning_equiv.strategies.remul.labels import Labels, Targets, find_labels, weights_of
+from lightning_equiv.strategies.remul.second_pass import Losses, SecondPass, equivariance_losses
 from lightning_equiv.symmetry.symmetry import Symmetry, as_symmetry
-from lightning_equiv.symmetry.tree import Tree, describe, flatten, lookup
 from lightning_equiv.wiring.call_recorder import Call, CallRecorder
-from lightning_equiv.wiring.frozen_randomness import frozen_randomness
 from lightning_equiv.wiring.network import find_network
 from lightning_equiv.wiring.ranks import mean_over_ranks
 from lightning_equiv.wiring.training_step import StepHooks, wrap_training_step
@@ -30,10 +30,12 @@ class Balance:
 
     Attributes:
         weights: (2,) alpha and beta.
-        first_losses: (2,) both losses of the first step, for GradNorm.
+        second_pass: runs the network again.
+        first_losses: (2,) both losses of the first step where they are finite, for GradNorm.
     """
 
     weights: Tensor
+    second_pass: SecondPass
     first_losses: Tensor | None = None
 
 
@@ -55,24 +57,29 @@ class REMUL(SymmetryCallback):
     Args:
         symmetry: says how a group element moves the network's inputs and outputs; labels move like outputs.
         network: dotted name of the sub-module that is meant, or "" for the LightningModule itself.
-        weight: beta, in units of the task loss; with "gradnorm" the ratio beta / alpha to start from.
+        weight: beta, in units of the task loss; with "gradnorm" the ratio beta / alpha to start from. Or one for each
+            output, {"energy": 1.0, "forces": 100.0}: L_equi is their weighted sum, beta is 1, and each is logged.
         balance: "constant" or "gradnorm".
         target: where the label is: a key, an index or a path of these into the batch ("y", 1, ["labels", "y"]), or a
-            callable from the batch. None anchors on the prediction.
+            callable from the batch. Of nested outputs it may hold some; a dict says where each is, {"energy": "y",
+            "forces": ["labels", "dy"]}. Outputs without a label are not compared. None anchors on the prediction.
         loss: l: "mse", "l1", "cross_entropy" (logits against class labels, with `target`), or a callable (prediction,
             target) -> scalar; summed over the tensors of nested outputs.
         num_samples: group elements for each input, folded into one call of the network.
         detach_target: no gradient through the side g f(x) of the prediction-anchored loss.
-        freeze_stochastic: the second pass draws no dropout and leaves batch-norm statistics alone.
+        freeze_stochastic: the second pass draws no dropout, and leaves batch-norm statistics, other buffers and the
+            global generators alone.
         last_layer: dotted name of the weights that GradNorm looks at; by default the network's last matrix.
         gradnorm_gamma: strength of GradNorm's pull.
         gradnorm_lr: GradNorm's step.
         seed: of the draws.
-        name: prefix of what is logged.
+        name: prefix of what is logged. Two REMULs of one Trainer need two names: where Lightning found "more than one
+            stateful callback of type REMUL", write REMUL(..., name="second").
 
     Raises:
         ValueError: a name that does not exist, a target that is not in the batch or not of the prediction's shape.
-        RuntimeError: manual optimisation, or a step that never calls the network.
+        RuntimeError: manual optimisation; a step that never calls the network, or changes in place what it got or
+            returned; a second loss without a gradient.
 
     Examples:
         >>> symmetry = Symmetry("SO(3)", inputs="1o", outputs="1o")
@@ -94,9 +101,9 @@ class REMUL(SymmetryCallback):
         symmetry: Symmetry,
         network: str = "",
         *,
-        weight: float = 1.0,
+        weight: float | dict[str, float] = 1.0,
         balance: Literal["constant", "gradnorm"] = "constant",
-        target: Target | None = None,
+        target: Targets | None = None,
         loss: Literal["mse", "l1", "cross_entropy"] | Distance = "mse",
         num_samples: int = 1,
         detach_target: bool = False,
@@ -111,7 +118,8 @@ class REMUL(SymmetryCallback):
         if balance not in ("constant", "gradnorm"):
             raise ValueError(f"expected balance to be 'constant' or 'gradnorm', got {balance!r}")
         check_number("num_samples", num_samples, least=1, whole=True)
-        for key, value in (("weight", weight), ("gradnorm_gamma", gradnorm_gamma), ("gradnorm_lr", gradnorm_lr)):
+        weights = {f"weight[{k!r}]": w for k, w in weight.items()} if isinstance(weight, dict) else {"weight": weight}
+        for key, value in (*weights.items(), ("gradnorm_gamma", gradnorm_gamma), ("gradnorm_lr", gradnorm_lr)):
             check_number(key, value, least=0)
         self.symmetry, self.network, self.weight, self.balance = as_symmetry(symmetry), network, weight, balance
         self.target, self.num_samples, self.detach_target = target, num_samples, detach_target
@@ -129,16 +137,20 @@ class REMUL(SymmetryCallback):
         recorder = CallRecorder(network)
         undo.callback(recorder.remove)
 
+        second_pass = SecondPass(module, self.freeze_stochastic)
+
         def before(batch: Any) -> Any:
             recorder.start()
+            second_pass.start()
             return batch
 
         def after(batch: Any, task_loss: Tensor) -> Tensor:
             return self._total(module, network, shared, batch, task_loss, recorder.stop())
 
         undo.callback(wrap_training_step(module, StepHooks(before=before, after=after, skipped=recorder.stop)))
-        scale = 1.0 if self.balance == "constant" else 2 / (1 + self.weight)
-        return Balance(torch.tensor([1.0, float(self.weight)]) * scale)
+        weight = 1.0 if isinstance(self.weight, dict) else float(self.weight)
+        scale = 1.0 if self.balance == "constant" else 2 / (1 + weight)
+        return Balance(torch.tensor([1.0, weight]) * scale, second_pass)
 
     def _total(
         self,
@@ -150,62 +162,72 @@ class REMUL(SymmetryCallback):
         calls: list[Call],
     ) -> Tensor:
         """alpha L_task + beta L_equi."""
+        kind = type(self).__name__
         if not calls:
             raise RuntimeError(
-                f"{type(self).__name__}: network={self.network!r} was not called in `training_step`: name "
-                f"the sub-module that is, one of "
-                f"{[n for n, _ in module.named_children()]}, and call it (`self.net(x)`, not `self.net.forward(x)`)"
+                f"{kind}: network={self.network!r} was not called in `training_step`: name the sub-module that is, "
+                f"one of {[n for n, _ in module.named_children()]}, and call it (`self.net(x)`, not "
+                "`self.net.forward(x)`)"
             )
         if self.target is not None and len(calls) > 1:
             raise RuntimeError(
-                f"{type(self).__name__}: the step calls the network {len(calls)} times, and target={self.target!r} "
+                f"{kind}: the step calls the network {len(calls)} times, and target={self.target!r} "
                 "belongs to one of them: leave `target` out to anchor every call on its own prediction"
             )
+        if changed := next(filter(None, (call.changed_in_place() for call in calls)), ""):
+            raise RuntimeError(
+                f"{kind}: {changed} was changed in place in the step, and the second loss would be of other numbers: "
+                "write `x = x + 1` in the place of `x += 1`, or call the network with a copy, `self.net(x.clone())`"
+            )
         generator = self.generator()
-        with frozen_randomness(module) if self.freeze_stochastic else nullcontext():
-            losses = [self._equivariance_loss(network, call, batch, generator) for call in calls]
-        losses_ = torch.stack([task_loss, torch.stack(losses).mean()])
         balance: Balance = self._parts
+        terms = balance.second_pass(lambda: self._losses(network, calls, batch, generator.clone_state()))
+        equivariance = torch.stack(list(terms.values())).sum()
+        trained = equivariance.requires_grad or not any(p.requires_grad for p in network.parameters())
+        if torch.is_grad_enabled() and not trained:
+            raise RuntimeError(
+                f"{kind}: the equivariance loss has no gradient, and would train nothing: expected outputs of "
+                f"network={self.network!r} that depend on its weights with a gradient; a network that differentiates "
+                "inside must build its graph (create_graph=True), and nothing may be detached"
+            )
+        losses_ = torch.stack([task_loss, equivariance])
         weights = balance.weights = balance.weights.to(losses_.device)
         total = (weights.to(losses_.dtype) * losses_).sum()
         if shared is not None:
             self._gradnorm(balance, losses_, shared)
         values = dict(zip(("task_loss", "equivariance_loss"), losses_.detach().unbind(), strict=True))
         values |= dict(zip(("task_weight", "equivariance_weight"), weights.unbind(), strict=True))
+        if isinstance(self.weight, dict):
+            values |= {f"equivariance_loss/{path}": term.detach() for path, term in terms.items()}
         self.log_values(module, values, batch_size=self._batch_size)
         return total
 
-    def _equivariance_loss(self, network: nn.Module, call: Call, batch: Any, generator: torch.Generator) -> Tensor:
+    def _losses(self, network: nn.Module, calls: list[Call], batch: Any, generator: torch.Generator) -> Losses:
+        """The terms of L_equi, each with its weight: means over the calls."""
+        of_calls = [self._losses_of(network, call, batch, generator) for call in calls]
+        means = {path: torch.stack([losses[path] for losses in of_calls]).mean() for path in of_calls[0]}
+        if not isinstance(self.weight, dict):
+            return means
+        weights = weights_of(self.weight, list(means))
+        return {path: weights[path] * mean for path, mean in means.items()}
+
+    def _losses_of(self, network: nn.Module, call: Call, batch: Any, generator: torch.Generator) -> Losses:
         bound = self.symmetry.bind(network, call.args, call.kwargs)
         self._batch_size = bound.num_inputs
-        return equivariance_loss(
+        labels: Labels | None = None
+        if self.target is not None:
+            labels = find_labels(batch, self.target, bound.output(call.output), self.of_classes)
+        return equivariance_losses(
             network,
             bound,
             self.symmetry,
-            anchor=call.output if self.target is None else self._labels(batch, call.output),
+            output=call.output,
+            labels=labels,
             distance=self.distance,
             num_samples=self.num_samples,
-            detach_target=self.detach_target or self.target is not None,
+            detach_target=self.detach_target or labels is not None,
             generator=generator,
         )
-
-    def _labels(self, batch: Any, output: Tree) -> Tree:
-        assert self.target is not None
-        labels = self.target(batch) if callable(self.target) else lookup(batch, self.target)
-        if self.of_classes:
-            return labels
-        predicted, wanted = (
-            {path: x for path, r, x in flatten("outputs", self.symmetry.outputs, tree)[0] if not r.shared}
-            for tree in (output, labels)
-        )
-        for path, prediction in predicted.items():
-            if path in wanted and prediction.shape != wanted[path].shape:
-                raise ValueError(
-                    f"target={self.target!r} holds {describe(wanted[path])}, but the network returned "
-                    f"{describe(prediction)}: expected equal shapes; for class labels write loss='cross_entropy', for "
-                    "others a callable can reshape, e.g. target=lambda batch: batch['y'][:, None]"
-                )
-        return labels
 
     def _gradnorm(self, balance: Balance, losses: Tensor, shared: Tensor) -> None:
         """One step of GradNorm on the weights, for the next batch."""
@@ -213,9 +235,12 @@ class REMUL(SymmetryCallback):
         flat = torch.stack([torch.zeros_like(shared) if g is None else g for g in gradients]).flatten(1).float()
         values = mean_over_ranks(torch.cat([flat, losses.detach().float()[:, None]], dim=1))
         gradient_norms, values = values[:, :-1].norm(dim=1), values[:, -1]
+        finite = torch.isfinite(values).all() & torch.isfinite(gradient_norms).all()
         if balance.first_losses is None:
+            if not bool(finite):
+                return
             balance.first_losses = values
-        balance.weights = gradnorm_weights(
+        weights = gradnorm_weights(
             balance.weights,
             values,
             balance.first_losses.to(values.device),
@@ -223,6 +248,7 @@ class REMUL(SymmetryCallback):
             gamma=self.gradnorm_gamma,
             lr=self.gradnorm_lr,
         )
+        balance.weights = torch.where(finite & torch.isfinite(weights).all(), weights, balance.weights)
 
     def _shared_weights(self, network: nn.Module) -> Tensor:
         named = {name: p for name, p in own_parameters(network).items() if p.requires_grad}
