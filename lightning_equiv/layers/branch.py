@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,6 +39,7 @@ class Branch:
         calls: how often the layer ran while listening.
         ever_ran: whether it ever did.
         level: (x, f(x)) -> theta of this very call while listening; None takes `theta`.
+        off: above 0, the layer is left alone whatever `active` says.
     """
 
     layer: Layer
@@ -49,6 +51,7 @@ class Branch:
     calls: int = 0
     ever_ran: bool = False
     level: Callable[[Tensor, Tensor], Tensor] | None = None
+    off: int = 0
 
     def set_theta(self, value: float) -> None:
         """A new level; exactly 0 leaves the layer alone."""
@@ -106,24 +109,28 @@ def relaxed(branch: Branch, theta: Tensor, x: Tensor, output: Any) -> Any:
     return branch.layer.family.wrapped(total, output)
 
 
-_off: list[None] = []
+# attached in this thread: another one's cloning is not ours
+_attached: ContextVar[frozenset[Branch]] = ContextVar("_attached", default=frozenset())
 
 
 @contextmanager
 def branches_off() -> Iterator[None]:
-    """Inside, the layers of every module in this process are the user's, whatever branches are attached."""
-    _off.append(None)
+    """Inside, the layers are the user's, whatever branches were attached in this thread."""
+    branches = _attached.get()
+    for branch in branches:
+        branch.off += 1
     try:
         yield
     finally:
-        _off.pop()
+        for branch in branches:
+            branch.off -= 1
 
 
 def attach_branch(branch: Branch) -> Callable[[], None]:
     """Make the layer's output f(x) + theta n(x) from now on; the function returned detaches the branch."""
 
     def relax(called: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        if _off or not (branch.active or branch.listening) or called is not branch.layer.module:
+        if branch.off or not (branch.active or branch.listening) or called is not branch.layer.module:
             return None  # a copy of the layer has the hook, too
         x, f_x = tensors(branch.layer, args, kwargs, output)
         if branch.listening:
@@ -136,7 +143,14 @@ def attach_branch(branch: Branch) -> Callable[[], None]:
         theta = branch.level(x, f_x) if branch.level is not None and branch.listening else branch.theta
         return relaxed(branch, theta, x, output)
 
-    return branch.layer.module.register_forward_hook(relax, with_kwargs=True).remove
+    hook = branch.layer.module.register_forward_hook(relax, with_kwargs=True)
+    _attached.set(_attached.get() | {branch})
+
+    def detach() -> None:
+        hook.remove()
+        _attached.set(_attached.get() - {branch})
+
+    return detach
 
 
 def container_key(layer: Layer) -> str:

@@ -202,8 +202,8 @@ class SymmetryCallback(L.Callback):
         self._stage_undo.callback(restore)
 
     def log_values(self, module: L.LightningModule, values: dict[str, Any], batch_size: int) -> None:
-        """Log values under this strategy's name, inside `training_step`."""
-        if module._trainer is not None:
+        """Log values under this strategy's name, inside `training_step`, where a Trainer trains the module now."""
+        if module._trainer is not None and module._trainer.training:
             module.log_dict({f"{self.name}/{key}": value for key, value in values.items()}, batch_size=batch_size)
 
     # ---- the state -----------------------------------------------------------------------------------------------

@@ -42,8 +42,8 @@ def filtered() -> nn.Sequential:
 def test_an_error_is_that_of_evaluation_whatever_the_mode() -> None:
     net, x = filtered(), normal(8, 3, dtype=torch.float32)
     errors = [
-        equivariance_error(model, x, SYMMETRY, generator=torch.Generator().manual_seed(0))
-        for model in (net.train(), net.eval(), make_net().eval())
+        equivariance_error(model(), x, SYMMETRY, generator=torch.Generator().manual_seed(0))
+        for model in (net.train, net.eval, make_net)
     ]
     assert errors[0].min() > 0.1
     assert torch.equal(errors[0], errors[1])
@@ -75,12 +75,13 @@ def test_every_mode_is_put_back() -> None:
     net[3].eval()
     held = net[3].filter
     before = [module.training for module in net.modules()]
-    for context in (
-        evaluating(net),
-        frozen_randomness(net, buffer_versions(net)),
-        frozen_randomness(net, buffer_versions(net), evaluate=True),
+    for context, evaluated in (
+        (evaluating(net), True),
+        (frozen_randomness(net, buffer_versions(net)), False),
+        (frozen_randomness(net, buffer_versions(net), evaluate=True), True),
     ):
         with context:
+            assert hasattr(net[1], "filter") == evaluated
             assert net[0][1].training is False
             assert net[2].training is False
         assert [module.training for module in net.modules()] == before
