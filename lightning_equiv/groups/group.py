@@ -106,8 +106,8 @@ class Group(ABC):
         Args:
             n: how many; at least 1.
             generator: whose random numbers. The draw is made on the generator's device and then moved, so that the
-                same generator gives the same elements everywhere. None: a private generator that starts from
-                `torch.initial_seed()`; the global generator is never touched.
+                same generator gives the same elements everywhere. None: a private generator that follows
+                `seed_everything`; the global generator is never touched.
             device: where the elements will lie.
             dtype: precision of the real coordinates; float64 by default.
 

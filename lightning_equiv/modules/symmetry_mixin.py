@@ -15,6 +15,7 @@ from lightning_equiv.strategies.base import SymmetryCallback
 from lightning_equiv.symmetry.symmetry import Symmetry
 from lightning_equiv.symmetry.tree import Tree
 from lightning_equiv.wiring.network import find_network
+from lightning_equiv.wiring.place_in_run import place_in_run
 from lightning_equiv.wiring.ranks import process_rank
 
 _BROUGHT = "_lightning_equiv_brought"  # on a Trainer: the callbacks that its module brought
@@ -53,7 +54,7 @@ class SymmetryMixin(L.LightningModule):
     symmetry_network: str = ""
     strategies: Sequence[SymmetryCallback] = ()
     _symmetry_monitor: EquivarianceMonitor | None = None
-    _symmetry_draws: tuple[int, int] = (-1, 0)  # optimizer step, draws in it
+    _symmetry_draws: tuple[Any, int] = (None, 0)  # the place in the run, draws there
 
     def configure_callbacks(self) -> list[L.Callback]:
         """The strategies, and a monitor unless the Trainer has one; without those that the Trainer already has."""
@@ -99,7 +100,8 @@ class SymmetryMixin(L.LightningModule):
     ) -> Tensor:
         """mean_i l( f(g_i x_i), g_i y_i ), to add to any loss; f(x_i) takes the place of y_i where there is no target.
 
-        The elements g_i depend on the optimizer step and on how many calls it has made: a resumed run draws the same.
+        The elements g_i depend on the stage (training, validation), the batch and on how many calls were made in it: a
+        resumed run draws the same.
 
         Args:
             args: positional arguments of the network, x.
@@ -116,8 +118,8 @@ class SymmetryMixin(L.LightningModule):
             raise ValueError(f"expected `symmetry` of {type(self).__name__} to be a Symmetry, got None: set it")
         distance = as_distance(loss)
         network = find_network(self, self.symmetry_network, "symmetry_network")
-        step = 0 if self._trainer is None else self.global_step
-        self._symmetry_draws = step, self._symmetry_draws[1] + 1 if self._symmetry_draws[0] == step else 0
+        place = 0 if self._trainer is None else place_in_run(self._trainer)
+        self._symmetry_draws = place, self._symmetry_draws[1] + 1 if self._symmetry_draws[0] == place else 0
         return equivariance_loss(
             network,
             self.symmetry.bind(network, args, kwargs),

@@ -69,6 +69,7 @@ class SymmetryCallback(L.Callback):
         changes_loss: whether it needs automatic optimisation.
         adds_parameters: whether weights of its own train with the model.
         needs_end: whether it must know how long the run is, for its `set_progress`.
+        by_hand: what to write in its place with manual optimisation, for the error.
         works_sharded: whether it works when FSDP or DeepSpeed shards the weights.
         continues: whether a second fit of a module goes on from the state of the first.
         state_format: number of what `own_state` returns; raised when a newer version cannot read an older one's.
@@ -77,6 +78,7 @@ class SymmetryCallback(L.Callback):
     changes_loss: bool = False
     adds_parameters: bool = False
     needs_end: bool = False
+    by_hand: str = ""
     works_sharded: bool = False
     continues: bool = False
     state_format: int = 1
@@ -130,11 +132,11 @@ class SymmetryCallback(L.Callback):
             raise RuntimeError(
                 f"{type(self).__name__} is attached to a module already: `detach()` it first, or make a second one"
             )
+        _check_package(module)
         if self.changes_loss and not module.automatic_optimization:
             raise RuntimeError(
                 f"{type(self).__name__} adds to the loss that `training_step` returns, which manual "
-                "optimisation ignores: set `automatic_optimization = True`, or inherit from `SymmetryMixin` and add "
-                "`self.equivariance_loss(x)` to the loss that you pass to `manual_backward`"
+                f"optimisation ignores: expected `automatic_optimization = True`{self.by_hand}"
             )
         if self._state_of is not None and not (self.continues and self._state_of() is self._state_owner(module)):
             self._state = {}
@@ -246,7 +248,8 @@ class SymmetryCallback(L.Callback):
 
     # ---- Lightning's hooks ---------------------------------------------------------------------------------------
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Refuse a way of training that would shard what has to be whole."""
+        """Refuse a module of another package, and a way of training that would shard what has to be whole."""
+        _check_package(pl_module)
         sharded = isinstance(trainer.strategy, FSDPStrategy | DeepSpeedStrategy | ModelParallelStrategy)
         if stage == "fit" and sharded and not self.works_sharded:
             raise RuntimeError(
@@ -289,6 +292,18 @@ class SymmetryCallback(L.Callback):
             self._detach_and_keep_state(pl_module)
         else:
             self.detach()
+
+
+def _check_package(module: nn.Module) -> None:
+    """TypeError for a module that `lightning`, and what asks it for the module's class, does not know."""
+    if not isinstance(module, L.LightningModule):
+        parents = {parent.__module__.partition(".")[0] for parent in type(module).__mro__}
+        named = "pytorch_lightning" if "pytorch_lightning" in parents else "another class"
+        raise TypeError(
+            f"expected a LightningModule of `lightning`, got {type(module).__name__} of {named}, which "
+            "`lightning` does not know: write `import lightning as L`, L.LightningModule and L.Trainer, in the place "
+            "of `import pytorch_lightning as pl`"
+        )
 
 
 def run_length(trainer: L.Trainer, strategy: SymmetryCallback) -> int:

@@ -289,9 +289,8 @@ print(lightning_equiv.SO3().sample(2).matrix.tolist())
 """
 
 
-def test_seed_everything_decides_draws_without_a_generator(monkeypatch):
+def test_seed_everything_decides_draws_without_a_generator():
     def fresh(seed):
-        monkeypatch.setattr("lightning_equiv._random._private", {})
         lightning.seed_everything(seed, verbose=False)
         return SO3().sample(2).matrix
 
@@ -300,6 +299,11 @@ def test_seed_everything_decides_draws_without_a_generator(monkeypatch):
         first, other, again = fresh(1), fresh(2), fresh(1)
         assert torch.equal(first, again)
         assert not torch.equal(first, other)
+        torch.rand(1)  # as anything does that has first weights
+        assert not torch.equal(fresh(1), SO3().sample(2).matrix)
+        torch.rand(1)
+        SO3().sample(2)
+        assert torch.equal(fresh(1), first), "the same seed a second time"
         environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
         printed = subprocess.run(
             [sys.executable, "-c", DRAW], capture_output=True, text=True, check=True, env=environment

@@ -95,6 +95,10 @@ class REMUL(SymmetryCallback):
 
     changes_loss = True
     continues = True
+    by_hand = (
+        ", or a module that inherits from `SymmetryMixin` and adds `self.equivariance_loss(x)` to the loss that it "
+        "passes to `manual_backward`"
+    )
 
     def __init__(
         self,
