@@ -49,6 +49,19 @@ def change_batch(module: Plain, index: int, change: Callable[[Any], Any]) -> Pla
     return module
 
 
+def skip_bad_steps(module: Plain) -> Plain:
+    """The module, whose optimizer does not move where a gradient is no number."""
+
+    def on_before_optimizer_step(_: torch.optim.Optimizer) -> None:
+        gradients = [p.grad for p in module.parameters() if p.grad is not None]
+        if not all(gradient.isfinite().all() for gradient in gradients):
+            for gradient in gradients:
+                gradient.zero_()
+
+    module.on_before_optimizer_step = on_before_optimizer_step  # type: ignore[method-assign]
+    return module
+
+
 def optimise_by_hand(module: Plain) -> Plain:
     """The module with two optimizers, one for each layer, and manual optimisation."""
     loss = module.training_step

@@ -32,6 +32,7 @@ from tests.strategies.faults import (
     on_both_sides,
     optimise_by_hand,
     shared_net,
+    skip_bad_steps,
     two_optimizers,
 )
 from tests.strategies.toys import SYMMETRY, Plain, Rows, assert_same, loader, make_net, snapshot, trainer, weights
@@ -372,19 +373,6 @@ def test_nan_loss(case: Case) -> None:
     assert snapshot(module) == before
     assert torch.isnan(weights(module)).all()  # as without us
     assert_equals_twin(case, lambda module, *ours: fits()(module, *(strategy for _ in ours)))  # nothing stays in it
-
-
-def skip_bad_steps(module: Plain) -> Plain:
-    """The module, whose optimizer does not move where a gradient is no number."""
-
-    def on_before_optimizer_step(_: torch.optim.Optimizer) -> None:
-        gradients = [p.grad for p in module.parameters() if p.grad is not None]
-        if not all(gradient.isfinite().all() for gradient in gradients):
-            for gradient in gradients:
-                gradient.zero_()
-
-    module.on_before_optimizer_step = on_before_optimizer_step  # type: ignore[method-assign]
-    return module
 
 
 @situation("NaN, and a user who skips such steps")
