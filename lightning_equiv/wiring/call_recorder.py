@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 
 @dataclass(frozen=True)
@@ -114,10 +113,18 @@ def _versions(tree: Any) -> list[tuple[Tensor, int]]:
 
 def _tensors(tree: Any) -> Iterator[Tensor]:
     """The tensors in containers, dataclasses and PyG graphs."""
-    for leaf in tree_leaves(tree):
-        if isinstance(leaf, Tensor):
-            yield leaf
-        elif dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
-            yield from _tensors([getattr(leaf, field.name) for field in dataclasses.fields(leaf)])
-        elif callable(getattr(leaf, "to_dict", None)):
-            yield from _tensors(leaf.to_dict())
+    if isinstance(tree, Tensor):
+        yield tree
+        return
+    if isinstance(tree, Mapping):
+        held = list(tree.values())
+    elif isinstance(tree, tuple | list):
+        held = list(tree)
+    elif dataclasses.is_dataclass(tree) and not isinstance(tree, type):
+        held = [getattr(tree, field.name) for field in dataclasses.fields(tree)]
+    elif callable(getattr(tree, "to_dict", None)):
+        held = [tree.to_dict()]
+    else:
+        return
+    for value in held:
+        yield from _tensors(value)

@@ -12,10 +12,17 @@ Mode = tuple[nn.Module, bool]
 
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
-    """`network` in evaluation mode, by its own `eval()`; every sub-module's own mode is put back at the end."""
+    """`network` in evaluation mode, every sub-module's own mode put back at the end.
+
+    By its own `eval()` where some module's does more than set a flag.
+    """
     before = modes(network)
-    if any(training for _, training in before):
+    if any(training and changes_by_itself(module) for module, training in before):
         network.eval()
+    else:  # the same, sooner
+        for module, training in before:
+            if training:
+                set_flag(module, False)
     try:
         yield
     finally:
@@ -38,9 +45,18 @@ def restore_modes(before: Iterable[Mode]) -> None:
             module.train(training)
     for module, training in before:  # what that left, and modules whose mode is a flag
         if module.training != training:
-            module.training = training
+            set_flag(module, training)
+
+
+def set_flag(module: nn.Module, training: bool) -> None:
+    """The mode of a module for which it is a flag."""
+    if "training" in module.__dict__:
+        module.__dict__["training"] = training  # `nn.Module.__setattr__` takes ten times as long
+    else:
+        module.training = training  # a scripted or compiled one
 
 
 def changes_by_itself(module: nn.Module) -> bool:
     """Whether a module does more than set a flag when its mode changes."""
-    return type(module).train is not nn.Module.train or "train" in module.__dict__
+    own = type(module).train is not nn.Module.train or type(module).eval is not nn.Module.eval
+    return own or "train" in module.__dict__ or "eval" in module.__dict__

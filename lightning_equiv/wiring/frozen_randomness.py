@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
-from lightning_equiv.wiring.evaluation import changes_by_itself, modes, restore_modes
+from lightning_equiv.wiring.evaluation import changes_by_itself, modes, restore_modes, set_flag
 
 Versions = dict[int, tuple[Tensor, int]]
 
@@ -60,7 +60,7 @@ def frozen_randomness(network: nn.Module, before: Versions, evaluate: bool = Fal
                 if changes_by_itself(module):
                     module.train(False)
                 else:
-                    module.training = False
+                    set_flag(module, False)
         restore_modes((norm, True) for norm in norms)  # a module's own method may have reached them
         yield
     finally:
@@ -89,7 +89,7 @@ def buffers_kept(network: nn.Module) -> Iterator[None]:
 
 def has_running_statistics(module: nn.Module) -> bool:
     """Whether a module normalises by statistics that it keeps, whatever it is called."""
-    if hasattr(module, "track_running_stats"):
+    if "track_running_stats" in module.__dict__:
         return True
     return any(name.startswith("running_") or name == "num_batches_tracked" for name in module._buffers)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from lightning_equiv import REMUL, Invariant, Symmetry
+from lightning_equiv import REMUL, Invariant, Symmetry, SymmetryMixin
 from tests.strategies.toys import Plain, batches, rotations, snapshot, trainer, turn, weights
 
 mse = nn.functional.mse_loss
@@ -61,6 +61,21 @@ def expected(**weights: float) -> dict[str, Tensor]:
     out, labels = net(turn(R, batch["x"])), dict(batch["labels"])
     labels["forces"] = turn(R, labels["forces"])
     return {name: weight * mse(out[name], labels[name]).detach() for name, weight in weights.items()}
+
+
+def test_outputs_and_labels_are_paired_by_key_in_a_loss_of_ones_own() -> None:
+    class Mixed(SymmetryMixin, Module):
+        symmetry, symmetry_network = Symmetry("SO(3)", "1o", {"b": "1o", "a": "1o"}), "net"
+
+    module = Mixed()
+    module.net = Pair()
+    x = torch.randn(4, 3)
+    assert float(module.equivariance_loss(x, target={"a": 2 * x, "b": x})) < 1e-10
+
+
+class Pair(nn.Module):
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"b": x, "a": 2 * x}
 
 
 ALL = {"energy": 1.0, "forces": 1.0, "spread": 1.0}
