@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import weakref
 from abc import abstractmethod
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from typing import Any
 
 import lightning as L
@@ -18,31 +16,14 @@ from torch import nn
 
 from lightning_equiv._checks import check_number
 from lightning_equiv._random import derived_generator
+from lightning_equiv.strategies.attachment import Attachment, remember, restoring_step, run_of, strategies_of
+from lightning_equiv.strategies.run_length import check_ends, run_length
+from lightning_equiv.wiring.network import check_lightning_module
 from lightning_equiv.wiring.override import override
 from lightning_equiv.wiring.ranks import process_rank
+from lightning_equiv.wiring.training_step import StepHooks, wrap_training_step
 
 Target = str | int | Sequence[Hashable] | Callable[[Any], Any]  # where a label is in a batch
-
-
-@dataclass(eq=False)
-class Attachment:
-    """What exists while a strategy is attached to a module, and no longer.
-
-    Attributes:
-        parts: what the strategy itself put there.
-        undo: undoes the attachment.
-        evaluation_undo: what the end of an evaluation, or of the attachment, undoes.
-        draw_key: where in the run the next draw is made; None in a loop that calls no `update`.
-        num_draws: draws without a key, or calls of `update` for one step.
-        ended: training came to its end.
-    """
-
-    parts: Any
-    undo: ExitStack
-    evaluation_undo: ExitStack = field(default_factory=ExitStack)
-    draw_key: tuple[int, ...] | None = None
-    num_draws: int = 0
-    ended: bool = False
 
 
 class SymmetryCallback(L.Callback):
@@ -53,9 +34,12 @@ class SymmetryCallback(L.Callback):
         after == before, also when attach or anything between failed
 
     In a Trainer both happen by themselves: attach when fit begins, detach when it ends or fails; a loop written by hand
-    calls them, and `update` before every batch. What exists while attached is one object, an `Attachment`. What
-    outlives it is one state, a dict of tensors and primitives: `attach` loads it if it came from a checkpoint, or from
-    an earlier fit of this module.
+    calls them, and `update` before every batch. Where another callback's `on_exception` fails first, and ours is not
+    reached, the module is restored by the next attach of any strategy to it, before its next training step, or when
+    the Trainer is forgotten. One Trainer, or one loop, has a strategy at a time.
+
+    What exists while attached is one object, an `Attachment`. What outlives it is one state, a dict of tensors and
+    primitives: `attach` loads it if it came from a checkpoint, or from an earlier fit of this module.
 
     A subclass writes `_attach`: first find and check everything, then change, and register the undoing of every change;
     with a state also `own_state` and `load_own_state`.
@@ -119,8 +103,21 @@ class SymmetryCallback(L.Callback):
     @property
     def _parts(self) -> Any:
         """What the strategy itself put into the attachment."""
-        assert self._attachment is not None
-        return self._attachment.parts
+        return self._attached().parts
+
+    def _attached(self) -> Attachment:
+        """The attachment.
+
+        Raises:
+            RuntimeError: there is none.
+        """
+        if self._attachment is None:
+            raise RuntimeError(
+                f"{self.state_key} is not attached to the module, so it would do nothing: it was added to the Trainer "
+                "after fit began, or detached meanwhile. Expected it in `Trainer(callbacks=[...])` when fit begins; in "
+                "a loop without a Trainer call `attach(module)` first"
+            )
+        return self._attachment
 
     def attach(self, module: L.LightningModule) -> None:
         """Attach to a module; the Trainer's callbacks call it, a hand-written loop calls it itself.
@@ -128,11 +125,14 @@ class SymmetryCallback(L.Callback):
         Raises:
             RuntimeError: attached already, or manual optimisation with a strategy that changes the loss.
         """
+        for strategy in strategies_of(module):
+            strategy.restore_left_over()
+        self.restore_left_over()
         if self._attachment is not None:
             raise RuntimeError(
                 f"{type(self).__name__} is attached to a module already: `detach()` it first, or make a second one"
             )
-        _check_package(module)
+        check_lightning_module(module)
         if self.changes_loss and not module.automatic_optimization:
             raise RuntimeError(
                 f"{type(self).__name__} adds to the loss that `training_step` returns, which manual "
@@ -141,20 +141,29 @@ class SymmetryCallback(L.Callback):
         if self._state_of is not None and not (self.continues and self._state_of() is self._state_owner(module)):
             self._state = {}
         with ExitStack() as undo:
-            self._attachment = Attachment(None, undo)
+            self._attachment = attachment = Attachment(module, run_of(module, self), undo=undo)
             undo.callback(setattr, self, "_attachment", None)
-            self._attachment.parts = self._attach(module, undo)
+            remember(self, attachment)
+            if attachment.run is not None:
+                undo.callback(wrap_training_step(module, StepHooks(before=restoring_step(module))))
+            attachment.parts = self._attach(module, undo)
             if self._state:
                 self.load_own_state(self._state)
             self._state, self._state_of = {}, None
-            self._attachment.undo = undo.pop_all()
+            attachment.undo = undo.pop_all()
 
     def detach(self) -> None:
         """Restore the module; nothing happens where nothing is attached."""
-        self._stage_undo.close()
-        if self._attachment is not None:
-            self._attachment.evaluation_undo.close()
-            self._attachment.undo.close()
+        with ExitStack() as all_of_it:  # also where one of them fails
+            if self._attachment is not None:
+                all_of_it.push(self._attachment.undo)
+                all_of_it.push(self._attachment.evaluation_undo)
+            all_of_it.push(self._stage_undo)
+
+    def restore_left_over(self) -> None:
+        """Detach from the module of a run that broke off, where nothing could tell this strategy."""
+        if self._attachment is not None and self._attachment.is_left_over:
+            self._detach_and_keep_state(self._attachment.module)
 
     def update(self, step: int, total: int) -> None:
         """Say which optimizer step of how many comes next; a loop without a Trainer calls it before every batch.
@@ -166,9 +175,7 @@ class SymmetryCallback(L.Callback):
             RuntimeError: not attached.
         """
         check_number("total", total, least=1, whole=True)
-        attachment = self._attachment
-        if attachment is None:
-            raise RuntimeError(f"{type(self).__name__} is not attached: call `attach(module)` before `update`")
+        attachment = self._attached()
         again = attachment.draw_key is not None and attachment.draw_key[:2] == (0, step)
         attachment.num_draws = attachment.num_draws + 1 if again else 0
         attachment.draw_key = (0, step, attachment.num_draws) if again else (0, step)
@@ -180,8 +187,7 @@ class SymmetryCallback(L.Callback):
 
     def generator(self) -> torch.Generator:
         """A generator for the draws of this batch."""
-        attachment = self._attachment
-        assert attachment is not None
+        attachment = self._attached()
         if attachment.draw_key is None:  # a loop without a Trainer
             attachment.num_draws += 1
         place = attachment.draw_key or attachment.num_draws
@@ -197,7 +203,7 @@ class SymmetryCallback(L.Callback):
         def configure_model() -> None:  # without functools.wraps, or Lightning believes that it is not overridden
             before()
             restore()
-            if not self.is_attached:
+            if not self.is_attached and run_of(module, self) is not None:
                 self.attach(module)
 
         restore = override(module, "configure_model", configure_model)
@@ -242,14 +248,31 @@ class SymmetryCallback(L.Callback):
 
     def _detach_and_keep_state(self, module: L.LightningModule) -> None:
         """Detach; a checkpoint that is written later, and a later fit of this module, have the state of this moment."""
-        state, owner = (self.own_state(), self._state_owner(module)) if self.is_attached else (self._state, module)
-        self.detach()
+        try:
+            state, owner = (self.own_state(), self._state_owner(module)) if self.is_attached else (self._state, module)
+        finally:
+            self.detach()
         self._state, self._state_of = state, weakref.ref(owner)
 
     # ---- Lightning's hooks ---------------------------------------------------------------------------------------
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Refuse a module of another package, and a way of training that would shard what has to be whole."""
-        _check_package(pl_module)
+        """Refuse a module of another package, a strategy that another run has, and a way of training that would shard what has to be whole.
+
+        Raises:
+            TypeError, RuntimeError: see above.
+        """
+        check_lightning_module(pl_module)
+        if stage == "fit" and self._attachment is None:
+            self._stage_undo.close()  # of a run that broke off before it was attached
+        elif stage == "fit":
+            assert self._attachment is not None
+            if not (self._attachment.is_of(trainer) or self._attachment.is_left_over):
+                raise RuntimeError(
+                    f"{self.state_key} is attached already, to a {type(self._attachment.module).__name__} "
+                    f"{'by hand' if self._attachment.run is None else 'that another Trainer is fitting'}: `detach()` "
+                    "it first, or give this Trainer a strategy of its own"
+                )
+            self._detach_and_keep_state(self._attachment.module)
         sharded = isinstance(trainer.strategy, FSDPStrategy | DeepSpeedStrategy | ModelParallelStrategy)
         if stage == "fit" and sharded and not self.works_sharded:
             raise RuntimeError(
@@ -272,64 +295,37 @@ class SymmetryCallback(L.Callback):
         batch_idx: int,
     ) -> None:
         """Note where in the run the draws are made, and set what depends on how much of it is over."""
-        assert self._attachment is not None
-        self._attachment.draw_key = (trainer.current_epoch, batch_idx)
+        self._attached().draw_key = (trainer.current_epoch, batch_idx)
         if self.needs_end:
             self.set_progress(trainer.global_step, run_length(trainer, self))
 
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """RuntimeError for a strategy that had no part in the batch: it was added to the Trainer meanwhile."""
+        self._attached()
+
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Note that training came to its end."""
-        if self._attachment is not None:
-            self._attachment.ended = True
+        """Note that training came to its end, whatever was expected; a schedule is at its end, too."""
+        self._attached().ended = True
+        if self.needs_end:
+            steps = max(1, trainer.global_step)
+            self.set_progress(steps, steps)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Detach; a checkpoint that another callback writes now has the state of this moment."""
-        self._detach_and_keep_state(pl_module)
+        if not self._is_elsewhere(trainer):
+            self._detach_and_keep_state(pl_module)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Detach; the state of a training that came to its end stays."""
+        if self._is_elsewhere(trainer):
+            return
         if self._attachment is not None and self._attachment.ended:
             self._detach_and_keep_state(pl_module)
         else:
             self.detach()
 
-
-def _check_package(module: nn.Module) -> None:
-    """TypeError for a module that `lightning`, and what asks it for the module's class, does not know."""
-    if not isinstance(module, L.LightningModule):
-        parents = {parent.__module__.partition(".")[0] for parent in type(module).__mro__}
-        named = "pytorch_lightning" if "pytorch_lightning" in parents else "another class"
-        raise TypeError(
-            f"expected a LightningModule of `lightning`, got {type(module).__name__} of {named}, which "
-            "`lightning` does not know: write `import lightning as L`, L.LightningModule and L.Trainer, in the place "
-            "of `import pytorch_lightning as pl`"
-        )
-
-
-def run_length(trainer: L.Trainer, strategy: SymmetryCallback) -> int:
-    """Optimizer steps of the whole run, or the strategy's `horizon`.
-
-    To be called after training has started: asked earlier, the Trainer sets up its loaders, which are then not restored
-    in mid-epoch.
-
-    Raises:
-        ValueError: the run has no known end.
-    """
-    horizon = getattr(strategy, "horizon", None)
-    return _ending(trainer.estimated_stepping_batches if horizon is None else horizon, strategy)
-
-
-def check_ends(trainer: L.Trainer, strategy: SymmetryCallback) -> None:
-    """ValueError for a run without a known end, as far as the Trainer alone can tell."""
-    if getattr(strategy, "horizon", None) is None and trainer.max_epochs == -1 and trainer.max_steps == -1:
-        _ending(math.inf, strategy)
-
-
-def _ending(total: float, strategy: SymmetryCallback) -> int:
-    if not math.isfinite(total) or total < 1:
-        hint = ", or say horizon=<optimizer steps>" if hasattr(strategy, "horizon") else ""
-        raise ValueError(
-            f"{type(strategy).__name__} needs to know how long the run is, but the Trainer's horizon is {total}: "
-            f"set max_epochs or max_steps{hint}"
-        )
-    return int(total)
+    def _is_elsewhere(self, trainer: L.Trainer) -> bool:
+        """Whether it is attached, but not for this Trainer: one that runs within another run must not end that."""
+        return self._attachment is not None and not self._attachment.is_of(trainer)

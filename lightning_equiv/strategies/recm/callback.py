@@ -334,7 +334,11 @@ class RECM(BranchCallback):
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Detach; what is left of a training that came to its end stays as modules."""
-        if self._attachment is not None and (stage != "fit" or self._attachment.ended):
+        if (
+            self._attachment is not None
+            and self._attachment.is_of(trainer)
+            and (stage != "fit" or self._attachment.ended)
+        ):
             self._detach_and_finalize(pl_module)
         else:
             super().teardown(trainer, pl_module, stage)
