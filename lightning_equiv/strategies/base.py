@@ -77,7 +77,8 @@ class SymmetryCallback(L.Callback):
     def __getstate__(self) -> dict[str, Any]:
         """A copy is attached to nothing, and belongs to no module."""
         left: dict[str, Any] = {} if self._state_of is None else {"_state": {}, "_state_of": None}
-        return {**self.__dict__, "_attachment": None, "_stage_undo": ExitStack(), **left}
+        own = {key: value for key, value in self.__dict__.items() if key not in ("log", "log_dict")}  # the module's
+        return {**own, "_attachment": None, "_stage_undo": ExitStack(), **left}
 
     # ---- what a subclass writes ----------------------------------------------------------------------------------
     @abstractmethod
@@ -256,7 +257,7 @@ class SymmetryCallback(L.Callback):
 
     # ---- Lightning's hooks ---------------------------------------------------------------------------------------
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Refuse a module of another package, a strategy that another run has, and a way of training that would shard what has to be whole.
+        """Refuse another package's module, a strategy that another run has, and a way of training that shards weights.
 
         Raises:
             TypeError, RuntimeError: see above.

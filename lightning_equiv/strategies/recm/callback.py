@@ -26,7 +26,7 @@ from lightning_equiv.layers.relaxed_layer import RelaxedLayer
 from lightning_equiv.strategies.base import Target
 from lightning_equiv.strategies.branch_callback import BranchCallback, Branches, Evaluate
 from lightning_equiv.strategies.recm.critic import LipschitzCritic, draw_elements
-from lightning_equiv.strategies.recm.kept_layers import KeptLayers, without_branches
+from lightning_equiv.strategies.recm.kept_layers import KeptLayers, check_finite, check_names, without_branches
 from lightning_equiv.strategies.recm.recurrence import Recurrence, Step
 from lightning_equiv.strategies.recm.report import format_report, layer_report, strict, write
 from lightning_equiv.strategies.recm.target import declared_target, read_target, target_size
@@ -355,14 +355,15 @@ class RECM(BranchCallback):
         self._kept.restore(module)
 
     def restore(self, module: L.LightningModule, checkpoint: Mapping[str, Any]) -> None:
-        """Weights and relaxed layers of a checkpoint, without a Trainer.
+        """Weights and relaxed layers of a checkpoint, without a Trainer; all of them, or nothing where one is wrong.
 
         Args:
             module: as it was before training.
             checkpoint: `torch.load(path)` of a file that a Trainer with this strategy wrote, during `fit` or after.
 
         Raises:
-            ValueError: the checkpoint holds no state of a strategy of this name.
+            ValueError: the checkpoint holds no state of a strategy of this name, other layers, or NaN.
+            RuntimeError: it holds weights of another module.
         """
         state = checkpoint.get("callbacks", {}).get(self.state_key)
         if not state:
@@ -370,10 +371,15 @@ class RECM(BranchCallback):
                 f"expected a checkpoint with the state of {self.state_key}, got one with "
                 f"{sorted(checkpoint.get('callbacks', {}))}"
             )
-        self.restore_module(module)
-        module.load_state_dict(without_branches(checkpoint["state_dict"], state.get("kept", [])))
-        self.load_state_dict(state)
-        self.attach(module)
+        weights = without_branches(checkpoint["state_dict"], state.get("kept", []))
+        check_finite({"state_dict": weights, self.state_key: state})
+        with self._kept.lifted(module), ExitStack() as undo:
+            self.attach(module)
+            undo.callback(self.detach)
+            check_names(f"layers of {self.state_key}", self.recurrences, state.get("layers", self.recurrences))
+            self.load_state_dict(state)
+            module.load_state_dict(weights)
+            undo.pop_all()
         self._detach_and_finalize(module)
 
     def own_state(self) -> dict[str, Any]:

@@ -128,7 +128,7 @@ def shapes_or_reader(teacher: nn.Module, inputs: Inputs | None) -> Any:
             )
         return (tuple(shape),)
     if callable(inputs):
-        return _reader(inputs)
+        return Reader(inputs)
     if isinstance(inputs, Mapping):
         if num_weights(teacher):
             raise ValueError(
@@ -138,8 +138,7 @@ def shapes_or_reader(teacher: nn.Module, inputs: Inputs | None) -> Any:
         return {name: tuple(shape) for name, shape in inputs.items()}
     listed = isinstance(inputs, Sequence) and not isinstance(inputs, str) and len(inputs) > 0
     if listed and all(isinstance(key, str | int) for key in inputs):
-        keys = list(inputs)
-        return _reader(lambda batch: tuple(lookup(batch, key, what="inputs") for key in keys))
+        return Reader(list(inputs))
     if listed and all(isinstance(shape, Sequence) and not isinstance(shape, str) for shape in inputs):
         return tuple(tuple(shape) for shape in inputs)  # type: ignore[arg-type]
     raise ValueError(
@@ -148,14 +147,19 @@ def shapes_or_reader(teacher: nn.Module, inputs: Inputs | None) -> Any:
     )
 
 
-def _reader(function: Callable[[Any], Any]) -> Callable[[Any], Args]:
-    def read(batch: Any) -> Args:
-        value = function(batch)
+@dataclass(frozen=True)
+class Reader:
+    """From a training batch to (args, kwargs), by keys or a function."""
+
+    source: list[Any] | Callable[[Any], Any]
+
+    def __call__(self, batch: Any) -> Args:
+        if isinstance(self.source, list):
+            return tuple(lookup(batch, key, what="inputs") for key in self.source), {}
+        value = self.source(batch)
         if isinstance(value, dict):
             return (), value
         return (value if isinstance(value, tuple) else (value,)), {}
-
-    return read
 
 
 def endless(batches: Callable[[], Any]) -> Iterator[Any]:
