@@ -56,9 +56,9 @@ def test_a_run_that_failed_leaves_nothing_for_another_module(case: Case, tmp_pat
     save = ModelCheckpoint(tmp_path, filename="saved")
     fit(Reversed(), case.make(), save, enable_checkpointing=True)
     used = case.make()
+    run = trainer(used, ModelCheckpoint(tmp_path, filename="saved"), max_epochs=3, enable_checkpointing=True)
     with pytest.raises(ValueError, match="theirs"):
-        again = ModelCheckpoint(tmp_path, filename="saved")
-        trainer(used, again, max_epochs=3, enable_checkpointing=True).fit(Late(), loader(), ckpt_path=tmp_path / "saved.ckpt")
+        run.fit(Late(), loader(), ckpt_path=tmp_path / "saved.ckpt")
     assert torch.equal(weights(fit(Plain(), used)), weights(fit(Plain(), case.make())))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -19,8 +19,16 @@ from lightning_equiv._checks import check_number
 from lightning_equiv.layers.branch import branches_off
 from lightning_equiv.layers.hidden_parameters import on_cpu, own_parameters
 from lightning_equiv.strategies.base import SymmetryCallback
-from lightning_equiv.strategies.symmetry_cloning.cache import fingerprint, read_clone, write_clone
-from lightning_equiv.strategies.symmetry_cloning.cloning import Pair, clone, measured_error
+from lightning_equiv.strategies.symmetry_cloning.cache import check_confirmed, fingerprint, read_clone, write_clone
+from lightning_equiv.strategies.symmetry_cloning.cloning import (
+    Pair,
+    Report,
+    check_reached,
+    clone,
+    held_out_error,
+    measured_error,
+    teaching,
+)
 from lightning_equiv.strategies.symmetry_cloning.inputs import (
     Args,
     Draws,
@@ -34,6 +42,7 @@ from lightning_equiv.strategies.symmetry_cloning.inputs import (
     takes_weights,
     without_tau,
 )
+from lightning_equiv.strategies.symmetry_cloning.one_process import made_by_the_first
 from lightning_equiv.symmetry.symmetry import Symmetry, as_symmetry
 from lightning_equiv.wiring.network import find_network
 from lightning_equiv.wiring.training_batches import training_batches
@@ -70,7 +79,8 @@ class SymmetryCloning(SymmetryCallback):
     |h(g x) - g h(x)| <= err(g x) + err(x). One process clones, the others receive. A second `fit` of the same module
     does not clone again; a run that is resumed goes on.
 
-    The clone is equivariant where it was taught: at inputs like those that were drawn.
+    The clone is equivariant where it was taught: at inputs like those that were drawn. Phase one also ends where the
+    held-out error no longer falls, at a plateau.
 
     Logs `symmetry_cloning/clone_error` (relative MSE), `/clone_equivariance_error`, and `/drift`,
     |theta - theta_clone| / |theta_clone|.
@@ -89,6 +99,8 @@ class SymmetryCloning(SymmetryCallback):
             which clones one member of it.
         steps: at most so many of phase one.
         tolerance: wanted equivariance error of the clone.
+        on_failure: where the tolerance is not reached "raise", with the student as it was; or "warn", and go on with
+            the clone as it is.
         mode: phase two. "retain": the student stays as it is, or, with a `weight`, near; "break": it trains, pulled
             back with a constant `weight`; "anneal": the pull decays linearly to 0.
         weight: beta / s^2 of the pull; None is frozen for "retain", 0 for "break", 1e-3 for "anneal".
@@ -96,7 +108,9 @@ class SymmetryCloning(SymmetryCallback):
         batch_size: inputs of a step of phase one, for noise.
         lr: of phase one, Adam, falling along half a cosine.
         max_teacher_error: relative equivariance error above which a teacher is refused.
-        cache: a file for the clone; a second run that finds it does not clone again.
+        needs_grad: teacher or student differentiate inside (conservative forces).
+        cache: a file for the clone; a second run that finds it does not clone again, but measures the held-out error
+            once, and refuses a file whose error it is not.
         cache_key: what else the clone depends on; a file written under another key is refused. Needed where `inputs` is
             a function.
         seed: of the draws.
@@ -131,12 +145,14 @@ class SymmetryCloning(SymmetryCallback):
         resample: Resample = "step",
         steps: int = 2000,
         tolerance: float = 0.1,
+        on_failure: Literal["raise", "warn"] = "raise",
         mode: Literal["retain", "break", "anneal"] = "break",
         weight: float | None = None,
         match: Match = "output",
         batch_size: int = 128,
         lr: float = 1e-3,
         max_teacher_error: float = 1e-3,
+        needs_grad: bool = False,
         cache: str | Path | None = None,
         cache_key: str | None = None,
         seed: int = 0,
@@ -146,6 +162,7 @@ class SymmetryCloning(SymmetryCallback):
         for key, value, options in (
             ("resample", resample, ("step", "epoch", "never")),
             ("mode", mode, ("retain", "break", "anneal")),
+            ("on_failure", on_failure, ("raise", "warn")),
         ):
             if value not in options:
                 raise ValueError(f"expected {key} to be one of {', '.join(map(repr, options))}, got {value!r}")
@@ -160,7 +177,7 @@ class SymmetryCloning(SymmetryCallback):
         self.teacher, self.network = teacher, network
         self.symmetry = getattr(teacher, "symmetry", None) if symmetry is None else as_symmetry(symmetry)
         self.inputs = shapes_or_reader(teacher, inputs)
-        self.mode, self.max_teacher_error = mode, max_teacher_error
+        self.mode, self.max_teacher_error, self.on_failure = mode, max_teacher_error, on_failure
         self.needs_end = mode == "anneal"
         self.weight = {"retain": 0.0, "break": 0.0, "anneal": 1e-3}[mode] if weight is None else weight
         self.frozen = mode == "retain" and not weight
@@ -171,7 +188,7 @@ class SymmetryCloning(SymmetryCallback):
                 "that you change with the function"
             )
         self.cache_key = (cache_key, None if callable(inputs) else inputs)
-        self.settings = Settings(steps, batch_size, lr, tolerance, resample, match, seed)
+        self.settings = Settings(steps, batch_size, lr, tolerance, resample, match, seed, needs_grad)
         self.report: dict[str, float] = {}
 
     # ---- the hold ------------------------------------------------------------------------------------------------
@@ -231,7 +248,6 @@ class SymmetryCloning(SymmetryCallback):
         return find_network(module, self.network)
 
     # ---- phase one -----------------------------------------------------------------------------------------------
-    @branches_off()
     def teach(
         self, module: L.LightningModule, batches: Callable[[], Any] | None = None, *, progress: bool = False
     ) -> None:
@@ -246,56 +262,61 @@ class SymmetryCloning(SymmetryCallback):
             ValueError: see the class.
             RuntimeError: the tolerance was not reached; the student is as it was before.
         """
-        student = find_network(module, self.network)
-        parameters = own_parameters(student)
-        like = next(iter(parameters.values()))
+        self._teach(module, batches, progress, lambda: None)
+
+    @branches_off()
+    def _teach(
+        self,
+        module: L.LightningModule,
+        batches: Callable[[], Any] | None,
+        progress: bool,
+        alive: Callable[[], None],
+    ) -> None:
+        """Phase one, which says `alive` from time to time."""
+        student, settings = find_network(module, self.network), self.settings
+        like = next(iter(own_parameters(student).values()))
         wide = torch.empty((), dtype=torch.promote_types(like.dtype, torch.float32), device=like.device)
         teacher = copy.deepcopy(self.teacher).to(wide).eval()
-        group = None if self.symmetry is None else str(self.symmetry.group)
-        key = fingerprint(teacher, student, self.settings, (self.cache_key, group))
-        if self.cache is not None and self.cache.exists():
-            self._take(read_clone(self.cache, key), student)
-            return
+        key = fingerprint(teacher, student, settings, (self.cache_key, self.symmetry))
+        saved = None if self.cache is None else read_clone(self.cache, key)
         with torch.random.fork_rng(devices=[]):  # a loader shuffles by the global generator
-            x = drawn(self.inputs, self.settings, self.symmetry, self.teacher, batches)
-            draws = Draws(teacher, x, self.settings, wide)
-            pair = Pair(student, teacher, self.settings.match)
+            x = drawn(self.inputs, settings, self.symmetry, self.teacher, batches)
+            draws = Draws(teacher, x, settings, wide)
+            pair = Pair(student, teacher, settings.match, settings.needs_grad)
             held_out = draws(-1)
             self._check_teacher(teacher, *held_out)
-        before = {name: t.detach().clone() for name, t in student.state_dict().items()}
-        flags = {name: p.requires_grad for name, p in parameters.items()}
-        bar = Tqdm(total=self.settings.steps, desc="cloning", disable=not progress, leave=False)
+        bar = Tqdm(total=settings.steps, desc="cloning", disable=not progress, leave=False)
 
         def tell(step: int, error: float) -> None:
             bar.update(step - bar.n)
             bar.set_postfix(error=f"{error:.1e}")
+            alive()
 
-        try:
-            for p in parameters.values():
-                p.requires_grad_(True)
-            with torch.enable_grad(), torch.random.fork_rng(devices=[]):
-                result = clone(pair, draws, self.settings, tell)
-            goal = self.settings.goal
-            if not result.error <= goal:
-                raise RuntimeError(
-                    f"{type(self).__name__}: after {result.steps} steps the clone's relative MSE is {result.error:.2e} "
-                    f"(an equivariance error of up to {2 * result.error**0.5:.3f}), but tolerance="
-                    f"{self.settings.tolerance} asks for {goal:.2e}: raise `steps`, the student's width or `tolerance`"
-                )
+        with closing(bar), teaching(student):
+            if saved is None:
+                with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+                    result = clone(pair, draws, settings, tell)
+            else:
+                result = self._confirmed(saved, pair, *held_out)
+            check_reached(result, settings, self.on_failure)
             self.report = {"clone_error": result.error, "steps": float(result.steps)}
             self._measure(student, *held_out)
-        except BaseException:
-            student.load_state_dict(before)
-            raise
-        finally:
-            bar.close()
-            for name, p in parameters.items():
-                p.requires_grad_(flags[name])
-                p.grad = None
-        self._remember(parameters)
-        rank_zero_info(f"{type(self).__name__}: cloned in {result.steps} steps, {self.report}")
-        if self.cache is not None:
-            write_clone(self.cache, key, self._as_saved(student))
+        self._remember(own_parameters(student))
+        if saved is None:
+            rank_zero_info(f"{type(self).__name__}: cloned in {result.steps} steps, {self.report}")
+            if self.cache is not None:
+                write_clone(self.cache, key, self._as_saved(student))
+
+    def _confirmed(self, saved: Mapping[str, Any], pair: Pair, args: Args, tau: Tensor | None) -> Report:
+        """The clone of a file, whose error is what the file says."""
+        assert self.cache is not None
+        try:
+            pair.student.load_state_dict(saved["student"])
+        except (RuntimeError, TypeError) as error:
+            raise ValueError(f"the clone in {self.cache} does not fit the student: delete the file") from error
+        found, kept = held_out_error(pair, args, tau), saved["report"]["clone_error"]
+        check_confirmed(self.cache, kept, found, self.settings.goal, isinstance(self.inputs, dict | tuple))
+        return Report(found, int(saved["report"]["steps"]))
 
     def _remember(self, taught: Mapping[str, Tensor]) -> None:
         self._taught.clone, self._taught.length = {name: p.detach().clone() for name, p in taught.items()}, None
@@ -320,7 +341,7 @@ class SymmetryCloning(SymmetryCallback):
         if self.symmetry is None:
             return None
         symmetry = without_tau(self.symmetry, self.teacher) if tau is None else self.symmetry
-        return measured_error(network, args, tau, symmetry, self.settings.seed)
+        return measured_error(network, args, tau, symmetry, self.settings)
 
     def _as_saved(self, student: nn.Module) -> dict[str, Any]:
         """The student with its buffers, for the cache and the other processes."""
@@ -347,23 +368,15 @@ class SymmetryCloning(SymmetryCallback):
         self._check_alone(trainer, pl_module, parameters)
         if self._taught.clone:  # by an earlier fit, or the run that is resumed: go on from the student as it is
             return
-        failed: Exception | None = None
-        state: dict[str, Any] | None = None
-        if trainer.is_global_zero:
-            try:
-                shown = getattr(trainer.progress_bar_callback, "is_enabled", False)
-                self.teach(pl_module, lambda: training_batches(trainer, pl_module), progress=shown)
-                state = self._as_saved(student)
-            except Exception as error:
-                failed = error
-        if trainer.world_size > 1:
-            state = trainer.strategy.broadcast(state)
-            if state is not None and not trainer.is_global_zero:
-                self._take(state, student)
-        if failed is not None:
-            raise failed
-        if state is None:
-            raise RuntimeError(f"{type(self).__name__}: cloning failed on the first process")
+
+        def make(alive: Callable[[], None]) -> dict[str, Any]:
+            shown = getattr(trainer.progress_bar_callback, "is_enabled", False)
+            self._teach(pl_module, lambda: training_batches(trainer, pl_module), shown, alive)
+            return self._as_saved(student)
+
+        made = made_by_the_first(trainer, make)
+        if not trainer.is_global_zero:
+            self._take(made, student)
 
     def _check_alone(self, trainer: L.Trainer, module: L.LightningModule, taught: dict[str, nn.Parameter]) -> None:
         callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]

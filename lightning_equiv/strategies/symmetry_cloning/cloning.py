@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from lightning_utilities.core.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_equiv._random import derived_generator
@@ -23,11 +25,12 @@ from lightning_equiv.strategies.symmetry_cloning.inputs import (
 )
 from lightning_equiv.symmetry.call import TOTAL
 from lightning_equiv.symmetry.symmetry import Symmetry
-from lightning_equiv.symmetry.tree import Tree, tensors
+from lightning_equiv.symmetry.tree import Tree, map_tensors, tensors
 from lightning_equiv.wiring.evaluation import evaluating
 from lightning_equiv.wiring.network import find_network
 
 CHECK_EVERY = 50  # steps between two looks at the held-out error
+IMPROVEMENT = 0.01  # of the held-out error, relative: less in `patience` steps is a plateau
 
 
 def relative_error(pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
@@ -43,13 +46,14 @@ class Pair:
         student: h.
         teacher: Phi.
         match: what of them is to be equal.
+        needs_grad: one of them differentiates inside.
 
     Raises:
         ValueError: a name in `match` that does not exist.
     """
 
-    def __init__(self, student: nn.Module, teacher: nn.Module, match: Match) -> None:
-        self.student, self.teacher, self.match = student, teacher, match
+    def __init__(self, student: nn.Module, teacher: nn.Module, match: Match, needs_grad: bool = False) -> None:
+        self.student, self.teacher, self.match, self.needs_grad = student, teacher, match, needs_grad
         if isinstance(match, Mapping):
             self.layers = [
                 (
@@ -68,11 +72,12 @@ class Pair:
         positional, keywords = args
         weights = () if tau is None else (tau,)
         wants_tau = bool(weights) and takes_weights(self.student, len(positional))
-        with torch.no_grad(), self._seen(1) as theirs:
-            output = self.teacher(*positional, *weights, **keywords)
-            phi = theirs if isinstance(self.match, Mapping) else [output]
+        with torch.set_grad_enabled(self.needs_grad), self._seen(1) as theirs:
+            mine = self._apart((positional, weights, keywords))
+            output = self.teacher(*mine[0], *mine[1], **mine[2])
+            phi = self._apart(theirs if isinstance(self.match, Mapping) else [output])
         like = next(self.student.parameters())
-        positional, weights, keywords = in_precision(like.dtype, (positional, weights, keywords))
+        positional, weights, keywords = self._apart(in_precision(like.dtype, (positional, weights, keywords)))
         with self._seen(0) as ours:
             output = self.student(*positional, *(weights if wants_tau else ()), **keywords)
             h = ours if isinstance(self.match, Mapping) else [output]
@@ -84,6 +89,10 @@ class Pair:
                 "choose layers that fit with match={student's layer: teacher's layer}, or change the student's width"
             )
         return [(h.to(phi), phi) for h, phi in zip(left, right, strict=True)]
+
+    def _apart(self, tree: Any) -> Any:
+        """Tensors of their own: who differentiates by an input marks that tensor."""
+        return map_tensors(lambda t: t.detach(), tree) if self.needs_grad else tree
 
     @contextmanager
     def _seen(self, side: int) -> Iterator[list[Tree]]:
@@ -111,14 +120,19 @@ class Report:
     Attributes:
         error: relative MSE on the held-out draw.
         steps: optimizer steps taken.
+        plateau: steps without an improvement, where that ended it.
     """
 
     error: float
     steps: int
+    plateau: int = 0
 
 
 def clone(pair: Pair, draws: Draws, settings: Settings, progress: Callable[[int, float], None]) -> Report:
-    """Train the student to equal the teacher, until the held-out error is small enough or the steps are used up.
+    """Train the student to equal the teacher, until the held-out error is small enough or no longer falls.
+
+    It is a plateau if the least error has not fallen by 1 % in a quarter of `steps`, and in 500 at least: what is left
+    of the draws' noise falls with the learning rate, and is none.
 
     Args:
         pair: the student is trained in place, with an optimizer of its own.
@@ -130,11 +144,15 @@ def clone(pair: Pair, draws: Draws, settings: Settings, progress: Callable[[int,
     optimizer = torch.optim.Adam(parameters, lr=settings.lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.steps, eta_min=settings.lr / 100)
     held_out = draws(-1)
+    patience, best, best_step, plateau = max(500, settings.steps // 4), math.inf, 0, 0
     for step in range(settings.steps + 1):
         if step % CHECK_EVERY == 0 or step == settings.steps:
             error = held_out_error(pair, *held_out)
             progress(step, error)
-            if error <= settings.goal or step == settings.steps:
+            if error <= (1 - IMPROVEMENT) * best:
+                best, best_step = error, step
+            plateau = step - best_step if step - best_step >= patience else 0
+            if error <= settings.goal or step == settings.steps or plateau:
                 break
         # not `backward`: DDP listens to it, and here one process trains alone
         loss = relative_error(pair.outputs(*draws(step)))
@@ -144,24 +162,81 @@ def clone(pair: Pair, draws: Draws, settings: Settings, progress: Callable[[int,
         optimizer.step()
         schedule.step()
     optimizer.zero_grad(set_to_none=True)
-    return Report(error, step)
+    return Report(error, step, plateau)
 
 
 def held_out_error(pair: Pair, args: Args, tau: Tensor | None) -> float:
     """The relative MSE in evaluation mode."""
-    with evaluating(pair.student), torch.no_grad():
-        return float(relative_error(pair.outputs(args, tau)))
+    with evaluating(pair.student), torch.set_grad_enabled(pair.needs_grad):
+        return float(relative_error(pair.outputs(args, tau)).detach())
 
 
-def measured_error(network: nn.Module, args: Args, tau: Tensor | None, symmetry: Symmetry, seed: int) -> float:
+@contextmanager
+def teaching(student: nn.Module) -> Iterator[None]:
+    """Inside, every weight trains; after it those train that did before, and where it fails they are as before."""
+    parameters = own_parameters(student)
+    before = {name: t.detach().clone() for name, t in student.state_dict().items()}
+    flags = {name: p.requires_grad for name, p in parameters.items()}
+    try:
+        for p in parameters.values():
+            p.requires_grad_(True)
+        yield
+    except BaseException:
+        student.load_state_dict(before)
+        raise
+    finally:
+        for name, p in parameters.items():
+            p.requires_grad_(flags[name])
+            p.grad = None
+
+
+def check_reached(result: Report, settings: Settings, on_failure: Literal["raise", "warn"]) -> None:
+    """RuntimeError, or a warning, where the error is not as small as was asked.
+
+    Raises:
+        RuntimeError: see above; an error that is no number is never only warned of.
+    """
+    if result.error <= settings.goal:
+        return
+    reached = 2 * result.error**0.5
+    hint = "raise `steps`, the student's width or `tolerance`"
+    if result.plateau:
+        hint = (
+            f"it has not fallen by 1 % in the last {result.plateau} steps, so more of them will not help: raise the "
+            "student's width, `batch_size` or `tolerance`"
+        )
+    if math.isfinite(reached):
+        hint += f" (tolerance={1.05 * reached:.2g} is reached)"
+    message = (
+        f"SymmetryCloning: after {result.steps} steps the clone's relative MSE is {result.error:.2e} (an equivariance "
+        f"error of up to {reached:.3f}), but tolerance={settings.tolerance} asks for {settings.goal:.2e}: {hint}"
+    )
+    if on_failure == "raise" or not math.isfinite(reached):
+        raise RuntimeError(f"{message}; on_failure='warn' goes on with the clone as it is")
+    rank_zero_warn(f"{message}. The run goes on with the clone as it is")
+
+
+def measured_error(
+    network: nn.Module,
+    args: Args,
+    tau: Tensor | None,
+    symmetry: Symmetry,
+    settings: Settings,
+) -> float:
     """Relative equivariance error on the held-out draw; `symmetry` names tau unless that is None."""
     like = next(network.parameters(), None)
     if like is not None:
         args, tau = in_precision(like.dtype, (args, tau))
     positional = (*args[0], *(() if tau is None else (tau,)))
-    generator = derived_generator("measured_error", seed)
     sums = equivariance_sums(
-        network, positional, symmetry, kwargs=args[1], num_samples=4, kind="relative", generator=generator
+        network,
+        positional,
+        symmetry,
+        kwargs=args[1],
+        num_samples=4,
+        kind="relative",
+        needs_grad=settings.needs_grad,
+        generator=derived_generator("measured_error", settings.seed),
     )
     numerator, denominator = sums[TOTAL]
     return float(reduce_sums(numerator.sum(), denominator.sum(), "relative"))

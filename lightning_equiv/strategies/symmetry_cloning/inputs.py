@@ -34,6 +34,7 @@ class Settings:
         resample: how often the weights tau of a family of teachers are drawn again.
         match: "output", or names of the student's layers and of the teacher's that are to be equal.
         seed: of the draws.
+        needs_grad: teacher or student differentiate inside.
     """
 
     steps: int
@@ -43,6 +44,7 @@ class Settings:
     resample: Resample
     match: Match
     seed: int
+    needs_grad: bool = False
 
     @property
     def goal(self) -> float:
