@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.parsing import collect_init_args
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from lightning_utilities.core.rank_zero import rank_zero_warn
@@ -21,6 +22,7 @@ from torchmetrics.regression import MeanAbsoluteError
 from lightning_equiv._checks import check_number
 from lightning_equiv.modules.primitives import as_primitive
 from lightning_equiv.modules.symmetry_mixin import SymmetryMixin
+from lightning_equiv.strategies.attachment import check_optimizers
 from lightning_equiv.strategies.base import SymmetryCallback
 from lightning_equiv.symmetry.symmetry import Symmetry, as_symmetry
 from lightning_equiv.symmetry.tree import Tree, describe, is_graph, lookup, tensors
@@ -156,8 +158,12 @@ class SymmetryModule(SymmetryMixin):
         checkpoint[_OBJECTS] = self._objects
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """ValueError for an object that `load_from_checkpoint` was called without; a warning for strategies."""
+        """ValueError for what `load_from_checkpoint` cannot load, or was called without; a warning for strategies."""
         super().on_load_checkpoint(checkpoint)
+        if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
+            check_optimizers(self, checkpoint)
+        if self._trainer is None:
+            self._check_layers(checkpoint)
         missing = [name for name in checkpoint.get(_OBJECTS, ()) if name not in self._passed]
         if not missing or self._trainer is not None:  # a Trainer resumes with the module that it is given
             return
@@ -166,6 +172,17 @@ class SymmetryModule(SymmetryMixin):
         if missing != ["strategies"]:
             raise ValueError(f"expected {', '.join(missing)} to be given again, for {message}")
         rank_zero_warn(f"the module is loaded without its strategies, for {message} to train with them")
+
+    def _check_layers(self, checkpoint: dict[str, Any]) -> None:
+        """ValueError for a checkpoint with layers that a strategy left relaxed, which the class alone does not have."""
+        for key, state in (checkpoint.get("callbacks") or {}).items():
+            if isinstance(state, Mapping) and {"format", "branches"} <= {*state} and state.get("kept"):
+                strategy = key.split("{")[0]
+                raise ValueError(
+                    f"the checkpoint was saved after fit, with layers {state['kept']} that {key} left relaxed: make "
+                    f"the module and the strategy as they were, and write {strategy}(...).restore(module, "
+                    "torch.load(path))"
+                )
 
     # ---- to override ---------------------------------------------------------------------------------------------
     def default_metrics(self) -> Mapping[str, Metric]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -57,6 +57,26 @@ _strategies: weakref.WeakKeyDictionary[nn.Module, weakref.WeakSet[Any]] = weakre
 def strategies_of(module: nn.Module) -> list[Any]:
     """The strategies that are, or were, attached to a module."""
     return list(_strategies.get(module, ()))
+
+
+def check_optimizers(module: nn.Module, checkpoint: Mapping[str, Any]) -> None:
+    """RuntimeError where the optimizers of a checkpoint held weights of other strategies than the module has now.
+
+    torch would say no more than that a parameter group has another size.
+    """
+    states = checkpoint.get("callbacks") or {}
+    saved = {key for key, state in states.items() if isinstance(state, Mapping) and {"format", "branches"} <= {*state}}
+    present = {s.state_key for s in strategies_of(module) if s.is_attached and s.adds_parameters}
+    if saved == present or not checkpoint.get("optimizer_states"):
+        return
+    missing, others = ", ".join(sorted(saved - present)), ", ".join(sorted(present - saved))
+    raise RuntimeError(
+        "the optimizer in the checkpoint holds weights of "
+        f"{f'{missing}, which this run lacks' if missing else 'the module alone'}"
+        f"{f', and none of {others}, which this run has' if others else ''}: expected the strategies of the run that "
+        "is resumed, with their names; to begin again from its weights alone, write "
+        "`module.load_state_dict(torch.load(path)['state_dict'])`, without ckpt_path"
+    )
 
 
 def run_of(module: L.LightningModule, strategy: L.Callback) -> weakref.ref[L.Trainer] | None:

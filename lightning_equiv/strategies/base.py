@@ -11,12 +11,20 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
 
 from lightning_equiv._checks import check_number
 from lightning_equiv._random import derived_generator
-from lightning_equiv.strategies.attachment import Attachment, remember, restoring_step, run_of, strategies_of
+from lightning_equiv.strategies.attachment import (
+    Attachment,
+    check_optimizers,
+    remember,
+    restoring_step,
+    run_of,
+    strategies_of,
+)
 from lightning_equiv.strategies.run_length import check_ends, run_length
 from lightning_equiv.wiring.network import check_lightning_module
 from lightning_equiv.wiring.override import override
@@ -287,6 +295,11 @@ class SymmetryCallback(L.Callback):
             self.attach(pl_module)
         if self.needs_end:
             check_ends(trainer, self)
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        """RuntimeError where a strategy is missing, or is there, that was not when the checkpoint was written."""
+        if trainer.state.fn == TrainerFn.FITTING and not self._is_elsewhere(trainer):
+            check_optimizers(pl_module, checkpoint)
 
     def on_train_batch_start(
         self,
