@@ -103,6 +103,21 @@ def test_a_strategy_that_is_added_after_fit_began_is_refused(case: Case, hook: s
 
 
 @each_case
+def test_it_is_refused_at_the_end_of_its_first_batch(case: Case) -> None:
+    class Counts(L.Callback):
+        started = 0
+
+        def on_train_batch_start(self, *_: Any) -> None:
+            self.started += 1
+
+    module, counts = Appends(), Counts()
+    module.late = ("training_step", case.make())
+    with pytest.raises(RuntimeError, match="was added to the Trainer after fit began"):
+        trainer(counts).fit(module, loader())
+    assert counts.started == 1
+
+
+@each_case
 def test_a_strategy_that_is_added_when_fit_begins_acts_or_is_refused(case: Case) -> None:
     class Adds(L.Callback):
         def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
