@@ -32,7 +32,8 @@ class Unread:
     __len__ = __iter__ = __bool__ = __float__ = __int__ = __index__ = __neg__ = __abs__ = _refuse
     __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _refuse
     __matmul__ = __rmatmul__ = __pow__ = __rpow__ = __floordiv__ = __mod__ = _refuse
-    __lt__ = __le__ = __gt__ = __ge__ = __array__ = _refuse
+    __lt__ = __le__ = __gt__ = __ge__ = __eq__ = __ne__ = __array__ = _refuse
+    __hash__ = object.__hash__
 
 
 def _flat(value: Any) -> list[Any]:

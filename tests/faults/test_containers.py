@@ -107,6 +107,8 @@ READS = {
     "for": lambda d: list(d.forces),
     "number": lambda d: float(d.energy),
     "indexed": lambda d: d.pos[d.forces],
+    "equal": lambda d: d.energy == 0,
+    "greater": lambda d: d.energy > 0,
     "element": lambda d: d.to_data_list()[1].forces.sum(),
 }
 
