@@ -15,7 +15,7 @@ from lightning_equiv.layers.hidden_parameters import own_parameters
 from lightning_equiv.metrics.functional import Distance, as_distance
 from lightning_equiv.strategies.base import SymmetryCallback
 from lightning_equiv.strategies.remul.gradnorm import gradnorm_weights
-from lightning_equiv.strategies.remul.labels import Labels, Targets, find_labels, weights_of
+from lightning_equiv.strategies.remul.labels import Targets, find_labels, weights_of
 from lightning_equiv.strategies.remul.second_pass import Losses, SecondPass, equivariance_losses
 from lightning_equiv.symmetry.symmetry import Symmetry, as_symmetry
 from lightning_equiv.wiring.call_recorder import Call, CallRecorder
@@ -218,14 +218,14 @@ class REMUL(SymmetryCallback):
     def _losses_of(self, network: nn.Module, call: Call, batch: Any, generator: torch.Generator) -> Losses:
         bound = self.symmetry.bind(network, call.args, call.kwargs)
         self._batch_size = bound.num_inputs
-        labels: Labels | None = None
+        f_x, labels = bound.output(call.output), None
         if self.target is not None:
-            labels = find_labels(batch, self.target, bound.output(call.output), self.of_classes)
+            labels = find_labels(batch, self.target, f_x, self.of_classes)
         return equivariance_losses(
             network,
             bound,
             self.symmetry,
-            output=call.output,
+            f_x=f_x,
             labels=labels,
             distance=self.distance,
             num_samples=self.num_samples,

@@ -13,7 +13,6 @@ from lightning_equiv.metrics.functional import Distance, compare
 from lightning_equiv.strategies.remul.labels import Labels
 from lightning_equiv.symmetry.call import BoundCall, BoundTree
 from lightning_equiv.symmetry.symmetry import Symmetry
-from lightning_equiv.symmetry.tree import Tree
 from lightning_equiv.wiring.frozen_randomness import Versions, buffer_versions, frozen_randomness
 from lightning_equiv.wiring.random_state import RandomState
 
@@ -79,7 +78,7 @@ def equivariance_losses(
     call: BoundCall,
     symmetry: Symmetry,
     *,
-    output: Tree,
+    f_x: BoundTree,
     labels: Labels | None,
     distance: Distance,
     num_samples: int,
@@ -92,7 +91,7 @@ def equivariance_losses(
         network: f.
         call: x, bound by the symmetry.
         symmetry: whose elements are drawn.
-        output: f(x), with its gradient.
+        f_x: the output for the unmoved inputs, with its gradient.
         labels: y of some or all outputs, by their dotted names; None takes f(x) in their place.
         distance: l.
         num_samples: group elements for each input.
@@ -102,7 +101,6 @@ def equivariance_losses(
     Raises:
         NoGradientError: f(x) has a gradient and f(g x) has none.
     """
-    f_x = call.output(output)
     anchor = f_x if labels is None else call.output(f_x.put(labels.get(t.path, t.x) for t in f_x.tensors))
     g = as_group(symmetry.group).sample(num_samples * call.num_inputs, generator=generator, device=call.device)
     f_gx, g_anchor = compare(network, call, g, anchor)
