@@ -392,3 +392,12 @@ def test_a_cloning_that_outlives_the_time_out_of_the_process_group(fails: bool, 
         run.fit(Plain(), loader())
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     assert all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+def test_what_differentiates_by_a_batch_leaves_the_batch_alone() -> None:
+    data = [(randn(64, 3, seed=i), randn(64, 3)) for i in range(3)]
+    strategy, module = cloning(Force(Radial()), inputs=[0], needs_grad=True), Plain()
+    strategy.attach(module)
+    strategy.teach(module, lambda: iter(data))
+    strategy.detach()
+    assert not any(x.requires_grad for x, _ in data)
