@@ -67,6 +67,7 @@ def check_optimizers(module: nn.Module, checkpoint: Mapping[str, Any]) -> None:
     states = checkpoint.get("callbacks") or {}
     saved = {key for key, state in states.items() if isinstance(state, Mapping) and {"format", "branches"} <= {*state}}
     present = {s.state_key for s in strategies_of(module) if s.is_attached and s.adds_parameters}
+    saved |= present & {*states}  # in whatever format
     if saved == present or not checkpoint.get("optimizer_states"):
         return
     missing, others = ", ".join(sorted(saved - present)), ", ".join(sorted(present - saved))
