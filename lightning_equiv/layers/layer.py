@@ -76,6 +76,13 @@ class LayerFamily(ABC):
     def matches(self, module: nn.Module) -> bool:
         """Whether a module is of this family."""
 
+    def composite(self, module: nn.Module) -> bool:
+        """Whether a module's parts are its own business, as those of e3nn's `NormActivation` are.
+
+        A type, or "**" in a glob, passes by what lies inside; it is chosen by all its levels.
+        """
+        return False
+
     def representations(self, module: nn.Module) -> tuple[RepresentationLike, RepresentationLike] | None:
         """How an element moves the module's (first) input and its output; None where the module does not say.
 

@@ -11,8 +11,8 @@ from typing import Any, Literal
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
-from lightning_utilities.core.rank_zero import rank_zero_warn
-from torch import Tensor
+from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
+from torch import Tensor, nn
 
 from lightning_equiv._checks import check_number
 from lightning_equiv._random import derived_generator
@@ -130,6 +130,14 @@ class BranchCallback(SymmetryCallback):
 
     def add_modules(self, branches: list[Branch], container: HiddenParameters) -> Any:
         """Change or add to what trains with the branches, with this strategy's own random numbers; their `extra`."""
+
+    def find(self, module: nn.Module) -> list[str]:
+        """The names of the layers of a module that `layers` means, without a Trainer; the module stays as it is.
+
+        Raises:
+            ValueError: nothing matches.
+        """
+        return [layer.name for layer in find_layers(module, self.layers, self.families)]
 
     # ---- the attachment ------------------------------------------------------------------------------------------
     @property
@@ -249,6 +257,9 @@ class BranchCallback(SymmetryCallback):
             )
         for b in self.branches:
             b.theta = b.theta.to(pl_module.device)
+        names = [b.layer.name for b in self.branches]
+        layers = f"{len(names)} layer{'s' * (len(names) > 1)}"
+        rank_zero_info(f"{type(self).__name__}: relaxing {layers}: {', '.join(names)}")
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Project, unless the relaxed network is to be validated."""

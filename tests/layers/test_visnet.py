@@ -18,7 +18,7 @@ from tests.strategies.toys import trainer
 visnet = pytest.importorskip("torch_geometric.nn.models.visnet")
 
 IRREPS = {1: "1o", 2: "1o+2e"}
-LAYERS = ("net.*.vec_proj", "net.*.w_src_proj")
+LAYERS = ("net.**.vec_proj", "net.**.w_src_proj")
 HIDDEN = 8
 
 

@@ -19,6 +19,11 @@ class E3nn(LayerFamily):
     def matches(self, module: nn.Module) -> bool:
         return None not in _irreps(module)
 
+    def composite(self, module: nn.Module) -> bool:
+        """e3nn's own modules, and classes made from them; but not the networks that come with it."""
+        names = [cls.__module__ for cls in type(module).__mro__]
+        return any(name.startswith("e3nn.") and not name.startswith("e3nn.nn.models.") for name in names)
+
     def representations(self, module: nn.Module) -> tuple[RepresentationLike, RepresentationLike]:
         irreps_in, irreps_out = _irreps(module)
         return IrrepsTensor(irreps_in), IrrepsTensor(irreps_out)

@@ -33,6 +33,10 @@ class VectorNeurons(LayerFamily):
         known = type(module).__name__.startswith("VN") or isinstance(getattr(module, "map_to_feat", None), nn.Linear)
         return known and None not in self.channels(module)
 
+    def composite(self, module: nn.Module) -> bool:
+        """The published layers are linear maps of channels that they moved to the end."""
+        return isinstance(getattr(module, "map_to_feat", None), nn.Linear)
+
     def representations(self, module: nn.Module) -> tuple[RepresentationLike, RepresentationLike]:
         vectors = IrrepsTensor("1o", dim=2)
         return vectors, vectors

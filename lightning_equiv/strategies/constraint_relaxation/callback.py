@@ -38,9 +38,10 @@ class ConstraintRelaxation(BranchCallback):
 
     Args:
         symmetry: the group (or its name, "SO(3)", or a `Symmetry`) that the layers are equivariant to.
-        layers: which layers: a glob on dotted names ("net.layers.*.update"), a type, a predicate, a list of these; or a
-            dict from globs to (input, output) representations, or to a `LayerFamily`, for layers that do not know
-            theirs. Best: the linear maps before nonlinearities.
+        layers: which layers: a glob on dotted names ("net.layers.*.update", "*" for one level, "**" for any number), a
+            type, a predicate, a list of these; or a dict from globs to (input, output) representations, or to a
+            `LayerFamily`, for layers that do not know theirs. `find(module)` lists what is taken. Best: the linear
+            maps before nonlinearities.
         families: instances of `LayerFamily`, such as [VectorNeurons(of=VectorLinear)], that are asked before the
             built-in ones which of the layers are theirs.
         network: dotted name of the network that a `Symmetry` is of, to measure the relaxed one.
