@@ -133,6 +133,8 @@ def attach_branch(branch: Branch) -> Callable[[], None]:
         if branch.off or not (branch.active or branch.listening) or called is not branch.layer.module:
             return None  # a copy of the layer has the hook, too
         x, f_x = tensors(branch.layer, args, kwargs, output)
+        if not x.numel():
+            return None  # a call without rows has nothing to relax, and counts nothing
         if branch.listening:
             branch.calls += 1
             branch.ever_ran = True

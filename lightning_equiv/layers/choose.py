@@ -132,7 +132,7 @@ def _nothing_matched(chooser: Any, named: Mapping[str, nn.Module], module: nn.Mo
         deeper = [name for name in named if _matches(chooser.replace("*", "**"), name, module)]
         if deeper and "**" not in chooser:
             return (
-                f"layers={chooser!r} matches no layer of {type(module).__name__}: '*' is one level and '**' any number, "
+                f"layers={chooser!r} matches nothing in {type(module).__name__}: '*' is one level and '**' any number: "
                 f"layers={chooser.replace('*', '**')!r} matches {deeper[:3]}"
             )
         near = difflib.get_close_matches(chooser, named, n=3, cutoff=0.3) or list(named)[:5]

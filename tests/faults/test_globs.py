@@ -89,7 +89,7 @@ def test_a_class_of_ones_own_is_a_composite_like_what_it_is_made_from() -> None:
     [
         (
             "net.*.tp",
-            r"'\*\*' any number, layers='net.\*\*.tp' matches \['net.layers",
+            r"'\*\*' any number: layers='net.\*\*.tp' matches \['net.layers",
         ),
         ("**.norm.tp", r"only parts of composite layers, .*'net.layers.0.act.norm.tp' in 'net.layers.0.act' \(NormAct"),
         (
