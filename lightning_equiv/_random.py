@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from contextvars import ContextVar
+from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 def derived_generator(*key: object) -> torch.Generator:
@@ -20,6 +22,33 @@ def derived_generator(*key: object) -> torch.Generator:
     """
     digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
+
+
+class DrawsFrom(TorchDispatchMode):
+    """Inside, in this thread, whatever is drawn without a generator comes from this one, such as first weights.
+
+    The global generators, the CPU's and every device's, stay as they are: nothing reads, seeds or restores them.
+
+    Examples:
+        >>> before = torch.get_rng_state()
+        >>> with DrawsFrom(derived_generator("weights", 0)):
+        ...     layer = torch.nn.Linear(2, 2)
+        >>> bool((before == torch.get_rng_state()).all())
+        True
+    """
+
+    def __init__(self, generator: torch.Generator) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.generator = generator
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        takes = any(argument.name == "generator" for argument in func._schema.arguments)
+        if not takes and "generator" in func.overloadpacket.overloads():
+            func, takes = func.overloadpacket.generator, True
+        if takes and kwargs.get("generator") is None:
+            kwargs["generator"] = self.generator
+        return func(*args, **kwargs)
 
 
 # of this thread: where the global generator stood at the last draw, and the generator for draws from there on

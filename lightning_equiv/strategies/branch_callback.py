@@ -15,7 +15,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_equiv._checks import check_number
-from lightning_equiv._random import derived_generator
+from lightning_equiv._random import DrawsFrom, derived_generator
 from lightning_equiv.groups.group import Group, element_dtype
 from lightning_equiv.groups.product import as_group
 from lightning_equiv.layers.branch import Branch, attach_branch, container_key, make_branch
@@ -160,15 +160,17 @@ class BranchCallback(SymmetryCallback):
                 )
             self.check_layer(layer)
         container = HiddenParameters()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derived_generator(type(self).__name__, self.seed).initial_seed() % 2**31)
+        seed = derived_generator(type(self).__name__, self.seed).initial_seed() % 2**31
+        with torch.device("cpu"), DrawsFrom(torch.Generator().manual_seed(seed)):
             branches = [Branch(layer, make_branch(layer, self.branch, self.init_scale)) for layer in layers]
             for b in branches:
                 like = next(b.layer.module.parameters(), next(module.parameters()))
-                b.network.to(device=like.device, dtype=like.dtype if like.dtype.is_floating_point else None)
+                b.network.to(dtype=like.dtype if like.dtype.is_floating_point else None)
                 b.theta = b.theta.to(like.device, element_dtype(like.device))
                 container[container_key(b.layer)] = b.network
             extra = self.add_modules(branches, container)
+        for b in branches:
+            b.network.to(b.theta.device)
         owner = common_owner(module, [layer.name for layer in layers])
         place = f"{CONTAINER}_{self.name}"
         if hasattr(owner, place):
