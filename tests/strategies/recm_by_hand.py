@@ -56,7 +56,8 @@ class RecmByHand(BranchesByHand):
         for i, seen in enumerate(self.seen):
             s, squares = (sum(values) / len(seen) for values in zip(*seen, strict=True))
             self.h[i] = (1 - b) * self.h[i].to(s) + b * s
-            self.squares[i] = (1 - b) * self.squares[i] + b * squares
+            held = sum(self.squares[i]) / len(self.squares[i])  # those of the first step differ
+            self.squares[i] = [(1 - b) * held + b * squares] * len(self.squares[i])
         self.seen = [[], []]
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
@@ -81,32 +82,33 @@ class RecmByHand(BranchesByHand):
         with torch.autocast("cpu", enabled=False):
             wide = torch.promote_types(x.dtype, torch.float32)
             xs, ys = of_every_rank(x.detach().to(wide)), of_every_rank(y.to(wide))
-            squares = sum(torch.stack([x.square().mean(), y.square().mean()]) for x, y in zip(xs, ys, strict=True))
-            squares = squares / len(xs)
+            squares = [torch.stack([x.square().mean(), y.square().mean()]) for x, y in zip(xs, ys, strict=True)]
             if self.squares[i] is None:
                 self.squares[i] = squares
-            p, q = self.squares[i].sqrt()
             u_i = self.critics[i]
             inner, outer = (
                 m.weight.to(wide) / torch.linalg.svdvals(m.weight.to(wide))[0] for m in (u_i.inner, u_i.outer)
             )
             bias, w = u_i.inner.bias.to(wide), u_i.w.to(wide)
 
-            def u(x: Tensor, y: Tensor) -> Tensor:
+            def u(x: Tensor, y: Tensor, rank: int) -> Tensor:
+                p, q = self.squares[i][rank].sqrt()
                 z = torch.cat([x / p, y / q]) / (len(x) + len(y)) ** 0.5
                 return outer @ nn.functional.gelu(inner @ z + bias) / 1.1289042
 
-            s = torch.zeros(3, dtype=wide)
+            every = []  # s of each process
             for rank, (x, y) in enumerate(zip(xs, ys, strict=True)):
                 place = (self.current_epoch, batch_idx)
                 draws = derived_generator("RECM", "recm", 0, rank, place)
                 R, n = SO3().sample(4 * 512, generator=draws).matrix.to(wide), len(x)
+                s = torch.zeros(3, dtype=wide)
                 for j in range(n):
-                    turned = [u(R[m * n + j] @ x[j] if vectors else x[j], R[m * n + j] @ y[j]) for m in range(4)]
-                    s = s + (u(x[j], y[j]) - sum(turned) / 4) / n / len(xs)
-            self.seen[i].append((s.detach(), squares))
+                    turned = [u(R[m * n + j] @ x[j] if vectors else x[j], R[m * n + j] @ y[j], rank) for m in range(4)]
+                    s = s + (u(x[j], y[j], rank) - sum(turned) / 4) / n
+                every.append(s)
+            self.seen[i].append((sum(every).detach() / len(every), sum(squares) / len(squares)))
             b = self.gain()
-            return w @ ((1 - b) * self.h[i].to(wide) + b * s) / w.norm()
+            return w @ ((1 - b) * self.h[i].to(wide) + b * every[self.global_rank]) / w.norm()
 
 
 def of_every_rank(x: Tensor) -> list[Tensor]:

@@ -27,7 +27,7 @@ from lightning_equiv.strategies.base import Target
 from lightning_equiv.strategies.branch_callback import BranchCallback, Branches, Evaluate
 from lightning_equiv.strategies.recm.critic import LipschitzCritic, draw_elements
 from lightning_equiv.strategies.recm.kept_layers import KeptLayers, check_finite, check_names, without_branches
-from lightning_equiv.strategies.recm.recurrence import Recurrence, Step
+from lightning_equiv.strategies.recm.recurrence import Recurrence, Step, commit
 from lightning_equiv.strategies.recm.report import format_report, layer_report, strict, write
 from lightning_equiv.strategies.recm.target import declared_target, read_target, target_size
 from lightning_equiv.symmetry.symmetry import Symmetry
@@ -222,7 +222,7 @@ class RECM(BranchCallback):
     def _attach(self, module: L.LightningModule, undo: ExitStack) -> Branches:
         parts = super()._attach(module, undo)
         for recurrence in parts.extra.recurrences.values():
-            recurrence.commit(self.gain)  # theta of the first state
+            recurrence.read()  # theta of the first state
         return parts
 
     def set_progress(self, step: int, total: int) -> None:
@@ -236,9 +236,8 @@ class RECM(BranchCallback):
         recurrent.gain = self.gain * min(1.0, max(0.0, 2 * (1 - step / total)))
 
     def commit(self) -> None:
-        """h <- (1 - b) h + b s, once for every optimizer step."""
-        for recurrence in self._recurrent.recurrences.values():
-            recurrence.commit(self._recurrent.gain)
+        """h <- (1 - b) h + b s, once for every optimizer step, on all processes together."""
+        commit(self._recurrent.recurrences.values(), self._recurrent.gain)
 
     def penalty(self, module: L.LightningModule) -> Tensor:
         """Nothing joins the loss; theta and the violation of every layer are logged."""
@@ -393,4 +392,3 @@ class RECM(BranchCallback):
         for name, own in state["layers"].items():
             self.recurrences[name].load(own)
         self._recurrent.step = state["step"]
-        self.commit()

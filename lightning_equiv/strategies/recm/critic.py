@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_equiv.groups.group import Group, GroupElement
+from lightning_equiv.groups.group import Group, GroupElement, element_dtype
 from lightning_equiv.layers.branch import Branch
 from lightning_equiv.representations.action import wide
 from lightning_equiv.representations.representation import Representation
@@ -139,8 +139,10 @@ def feature_rows(branch: Branch, x: Tensor, side: str) -> Rows:
 
 
 def mean_squares(x: Rows, y: Rows) -> Tensor:
-    """(2,) mean squares of the numbers of x and of y."""
-    return torch.stack([x.values.square().mean(), y.values.square().mean().to(x.values)])
+    """(2,) mean squares of the numbers of x and of y, in float64 where a device has it: data may be of any scale."""
+    exact = element_dtype(x.values.device)
+    norms = [torch.linalg.vector_norm(rows.values, dtype=exact) / rows.values.numel() ** 0.5 for rows in (x, y)]
+    return torch.stack(norms).square()
 
 
 def violation(critic: LipschitzCritic, x: Rows, y: Rows, draw: Draw, squares: Tensor) -> Tensor:
@@ -154,9 +156,9 @@ def violation(critic: LipschitzCritic, x: Rows, y: Rows, draw: Draw, squares: Te
         squares: (2,) mean squares that x and y are divided by, under a root.
     """
     n, sizes = len(x.values), [x.values.shape[1], y.values.shape[1]]
-    scale = (squares + 1e-12).rsqrt() / math.sqrt(sum(sizes))
+    scale = torch.where(squares > 0, squares.rsqrt(), 0) / math.sqrt(sum(sizes))
     parts = unit(critic.inner.weight.to(x.values)).split(sizes, dim=1)
-    weights = [part * factor for part, factor in zip(parts, scale, strict=True)]
+    weights = [part * factor for part, factor in zip(parts, scale.to(x.values), strict=True)]
     still, moved = (x.projected(weights[0], d) + y.projected(weights[1], d).to(x.values) for d in (None, draw))
     u = critic.read(torch.cat([still, moved]))
     s: Tensor = u[:n].mean(0) - u[n:].mean(0)

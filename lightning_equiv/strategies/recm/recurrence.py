@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lightning_equiv.groups.group import element_dtype
 from lightning_equiv.layers.branch import Branch
 from lightning_equiv.representations.representation import Representation
 from lightning_equiv.strategies.recm.critic import (
@@ -49,8 +50,9 @@ class Recurrence:
 
     Attributes:
         h: (state_dim,) the state.
-        squares: (2,) running mean squares of x and y; None before the first step.
-        pending: (s, mean squares) of every call since the last optimizer step.
+        squares: (2,) running mean squares of x and y, the same on every process; NaN before the first step.
+        first: those of this process's first call, until then.
+        pending: (s, mean squares) of every call on this process since the last optimizer step.
     """
 
     def __init__(
@@ -59,7 +61,8 @@ class Recurrence:
         self.branch, self.critic, self.target, self.max_rows = branch, critic, target, max_rows
         w = critic.w.detach().double()
         self.h = w / w.norm() if relaxed else torch.zeros_like(w)
-        self.squares: Tensor | None = None
+        self.squares = torch.full_like(w[:1].expand(2), torch.nan)
+        self.first: Tensor | None = None
         self.pending: list[tuple[Tensor, Tensor]] = []
 
     def level(self, step: Step, x: Tensor, f_x: Tensor) -> Tensor:
@@ -75,38 +78,60 @@ class Recurrence:
             index = torch.arange(self.max_rows, device=x.device) * count // self.max_rows
             x_rows, y_rows, count = x_rows.take(index), y_rows.take(index), self.max_rows
         squares = mean_squares(x_rows, y_rows)
-        if self.squares is None:
-            first = mean_over_ranks(squares)
-            self.squares = finite(first, torch.ones_like(first))
-        s = violation(self.critic, x_rows, y_rows, step.draw(count), self.squares.to(squares))
-        s, squares = mean_over_ranks(torch.cat([s, squares])).split([len(s), len(squares)])
-        self.pending.append((s.detach(), squares.detach()))
+        if self.first is None:
+            self.first = finite(squares, torch.ones_like(squares))
+        scales = finite(self.squares.to(squares), self.first)
+        s = violation(self.critic, x_rows, y_rows, step.draw(count), scales)
+        self.pending.append((s.detach(), squares))
         theta = self.critic.direction().to(s) @ torch.lerp(self.h.to(s), s, step.gain)
         self.branch.theta = theta.detach()
         return theta
 
-    def commit(self, gain: float) -> None:
-        """h <- (1 - b) h + b s with the mean s since the last time; the mean squares alike; theta from them."""
+    def sums(self) -> Tensor:
+        """What this process saw since the last time: sums and numbers of what is finite, and its first mean squares."""
+        w = self.critic.w.detach()
+        like = w.to(element_dtype(w.device))
+        sums, numbers = like.new_zeros(2, len(w) + 2)
         if self.pending:
-            nan = float("nan")
-            s, squares = (
-                torch.stack(values).nan_to_num(nan, nan, nan).nanmean(0) for values in zip(*self.pending, strict=True)
-            )
-            assert self.squares is not None
-            h, held = self.h.to(s), self.squares.to(squares)
-            self.h, self.squares = torch.lerp(h, finite(s, h), gain), torch.lerp(held, finite(squares, held), gain)
-            self.pending = []
+            seen = torch.stack([torch.cat([s.to(like), squares.to(like)]) for s, squares in self.pending])
+            is_finite = seen.isfinite()
+            sums, numbers = torch.where(is_finite, seen, 0).sum(0), is_finite.sum(0)
+        first = like.new_zeros(3) if self.first is None else torch.cat([self.first.to(like), like.new_ones(1)])
+        return torch.cat([sums, numbers, first])
+
+    def take_up(self, sums: Tensor, gain: float) -> None:
+        """h <- (1 - b) h + b s with the mean s of all processes' `sums`; the mean squares alike."""
+        n = len(self.critic.w)
+        seen = sums[: n + 2] / sums[n + 2 : 2 * n + 4]
+        s, squares, first = seen[:n], seen[n:], sums[-3:-1] / sums[-1]
+        h, held = self.h.to(s), finite(self.squares.to(s), first)
+        self.h, self.squares = torch.lerp(h, finite(s, h), gain), torch.lerp(held, finite(squares, held), gain)
+        self.first, self.pending = None, []
+
+    def read(self) -> None:
+        """theta of the state."""
         with torch.no_grad():
             w = self.critic.direction()
             self.branch.theta = w @ self.h.to(w)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
-        return {"h": self.h.cpu(), "squares": None if self.squares is None else self.squares.cpu()}
+        return {"h": self.h.cpu(), "squares": self.squares.cpu()}
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint."""
-        self.h, self.squares, self.pending = state["h"].clone(), state["squares"], []
+        self.h, self.squares, self.first, self.pending = state["h"].clone(), state["squares"].clone(), None, []
+        self.read()
+
+
+def commit(recurrences: Iterable[Recurrence], gain: float) -> None:
+    """The states of all layers take up what every process saw: one message between them, whoever called what."""
+    recurrences = list(recurrences)
+    sums = [recurrence.sums() for recurrence in recurrences]
+    totals = mean_over_ranks(torch.cat(sums)).split([len(own) for own in sums])
+    for recurrence, total in zip(recurrences, totals, strict=True):
+        recurrence.take_up(total, gain)
+        recurrence.read()
 
 
 def finite(x: Tensor, otherwise: Tensor) -> Tensor:
