@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_equiv.layers.layer import Layer
+from lightning_equiv.layers.layer import Layer, wrong_size
 
 
 def make_branch(layer: Layer, kind: str, scale: float) -> nn.Module:
@@ -94,6 +94,13 @@ def tensors(layer: Layer, args: tuple[Any, ...], kwargs: dict[str, Any], output:
     return x, f_x
 
 
+def check_call(layer: Layer, x: Tensor, f_x: Tensor) -> None:
+    """ValueError unless the features of a call are as large as the branch was made for."""
+    for side, tensor, declared in (("in", x, layer.in_features), ("out", f_x, layer.out_features)):
+        if (measured := layer.family.features(layer, tensor)) != declared:
+            raise wrong_size(layer, side, declared, measured)
+
+
 def relaxed(branch: Branch, theta: Tensor, x: Tensor, output: Any) -> Any:
     """f(x) + theta n(x), as a tensor or as what the layer returns (escnn's geometric tensor)."""
     f_x = branch.layer.family.tensor(output)
@@ -136,6 +143,7 @@ def attach_branch(branch: Branch) -> Callable[[], None]:
         if not x.numel():
             return None  # a call without rows has nothing to relax, and counts nothing
         if branch.listening:
+            check_call(branch.layer, x, f_x)
             branch.calls += 1
             branch.ever_ran = True
             if branch.active and branch.level is None:

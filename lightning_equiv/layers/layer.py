@@ -9,8 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor, nn
 
+from lightning_equiv.groups.group import Group
 from lightning_equiv.layers.branch_networks import LinearBranch, MLPBranch
 from lightning_equiv.representations.representation import Representation, RepresentationLike, as_representation
 
@@ -119,11 +121,34 @@ class LayerFamily(ABC):
             in_features, out_features = (None if size is None else (size,) for size in sizes)
             return Layer(name, module, None, None, (-1,), in_features, out_features, self)
         inputs, outputs = map(as_representation, pair)
-        features = inputs.feature_shape(sizes[0]), outputs.feature_shape(sizes[1])
-        return Layer(name, module, inputs.of_features(), outputs.of_features(), inputs.feature_dims, *features, self)
+        dims = self.feature_dims(module, outputs if inputs.trivial else inputs)
+        if not outputs.trivial and self.feature_dims(module, outputs) != dims:
+            raise ValueError(
+                f"layer {name!r} ({type(module).__name__}): the features of its input, moved as {inputs!r}, lie in "
+                f"dimensions {dims}, those of its output, {outputs!r}, in {self.feature_dims(module, outputs)}: "
+                "expected the same for both"
+            )
+        moves = inputs.of_features(dims), outputs.of_features(dims)
+        shapes = inputs.feature_shape(sizes[0], dims), outputs.feature_shape(sizes[1], dims)
+        return Layer(name, module, *moves, dims, *shapes, self)
+
+    def feature_dims(self, module: nn.Module, representation: Representation) -> tuple[int, ...]:
+        """The dimensions of the module's tensors that hold their features."""
+        return representation.feature_dims
 
     def features(self, layer: Layer, x: Tensor) -> tuple[int, ...]:
-        """The shape of the features of a tensor that goes into or comes out of the layer."""
+        """The shape of the features of a tensor that goes into or comes out of the layer.
+
+        Raises:
+            ValueError: the tensor has not these dimensions.
+        """
+        n = x.ndim
+        if any(not -n <= d < n for d in layer.dims) or len({d % n for d in layer.dims}) < len(layer.dims):
+            raise ValueError(
+                f"layer {layer.name!r} ({type(layer.module).__name__}): expected its features in dimensions "
+                f"{layer.dims}, got a tensor of shape {tuple(x.shape)}: write the `dim` of its representations, "
+                f"{layer.inputs!r} and {layer.outputs!r}, as it is in this tensor"
+            )
         return tuple(x.shape[d] for d in layer.dims)
 
     # ---- what goes into and comes out of it ----------------------------------------------------------------------
@@ -185,6 +210,32 @@ def is_of(module: nn.Module, types: Types) -> bool:
     if isinstance(types, type):
         return isinstance(module, types)
     return any(is_of(module, one) for one in types)
+
+
+def wrong_size(layer: Layer, side: str, declared: Sequence[int] | None, measured: Sequence[int]) -> ValueError:
+    """What is raised where a layer's features ("in" or "out") are not as large as their representation says."""
+    word, representation = ("input", layer.inputs) if side == "in" else ("output", layer.outputs)
+    return ValueError(
+        f"layer {layer.name!r} ({type(layer.module).__name__}): its {word} is declared as {representation!r}, "
+        f"features {tuple(declared or ())}, but has features {tuple(measured)} in dimensions {layer.dims}: expected "
+        f"equal shapes; write layers={{{layer.name!r}: (inputs, outputs)}} with representations of that size, and with "
+        "`dim=` where they are not along the last dimension"
+    )
+
+
+def check_sizes(layer: Layer, group: Group) -> None:
+    """ValueError where a group does not move features of the layer's shapes in the way that is declared."""
+    for word, representation, features in (
+        ("input", layer.inputs, layer.in_features),
+        ("output", layer.outputs, layer.out_features),
+    ):
+        if representation is not None and features is not None:
+            try:
+                representation.check(group, torch.Size((1, *features, *[1] * layer.grid)))
+            except ValueError as error:
+                raise ValueError(
+                    f"layer {layer.name!r} ({type(layer.module).__name__}), features {features} of its {word}: {error}"
+                ) from None
 
 
 def flat_sizes(layer: Layer) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from lightning_equiv.layers.layer import Layer
+from lightning_equiv.layers.layer import Layer, wrong_size
 
 
 def unmeasured(layers: Sequence[Layer]) -> list[Layer]:
@@ -25,21 +25,27 @@ def measured(layers: Sequence[Layer], run: Callable[[], object]) -> list[Layer]:
         run: calls the model.
 
     Raises:
-        ValueError: a layer whose features are not known did not run, or maps no tensor to a tensor.
+        ValueError: a layer whose features are not known did not run, or maps no tensor to a tensor; the features of
+            another are not as large as declared.
     """
     seen: dict[str, Layer] = {}
+    unknown = unmeasured(layers)
     with ExitStack() as undo:
-        for layer in unmeasured(layers):
+        for layer in layers:
 
             def look(_: nn.Module, args: Any, kwargs: Any, output: Any, layer: Layer = layer) -> None:
                 x, f_x = layer.family.first_tensor(args, kwargs), layer.family.tensor(output)
                 if x is not None and f_x is not None:
                     ins, outs = layer.family.features(layer, x), layer.family.features(layer, f_x)
-                    seen[layer.name] = replace(layer, in_features=ins, out_features=outs)
+                    for side, declared, size in (("in", layer.in_features, ins), ("out", layer.out_features, outs)):
+                        if declared not in (None, size):
+                            raise wrong_size(layer, side, declared, size)
+                    if layer in unknown:
+                        seen[layer.name] = replace(layer, in_features=ins, out_features=outs)
 
             undo.callback(layer.module.register_forward_hook(look, with_kwargs=True).remove)
         run()
-    if missing := [layer.name for layer in unmeasured(layers) if layer.name not in seen]:
+    if missing := [layer.name for layer in unknown if layer.name not in seen]:
         raise ValueError(
             f"layers {missing} did not run on the module's `example_input_array`, or map no tensor to a tensor"
         )

@@ -81,6 +81,16 @@ class CartesianTensor(Representation):
             check_dim(self, shape, dim, shape[-1])
 
     @property
+    def acts_on(self) -> tuple[int, ...]:
+        return tuple(range(-self.rank, 0))
+
+    def feature_shape(self, channels: int | None, dims: tuple[int, ...]) -> tuple[int, ...] | None:
+        return None
+
+    def of_features(self, dims: tuple[int, ...]) -> Representation:
+        return self
+
+    @property
     def row_dims(self) -> int:  # type: ignore[override]
         return self.rank
 

@@ -96,17 +96,13 @@ class IrrepsTensor(Representation):
     def row_size(self, group: Group) -> int | None:
         return int(self.irreps.dim) if self.dim == -1 else None
 
-    def feature_shape(self, channels: int | None) -> tuple[int, ...] | None:
+    def feature_shape(self, channels: int | None, dims: tuple[int, ...]) -> tuple[int, ...] | None:
         width = int(self.irreps.dim)
-        if self.dim == -1:
+        if len(dims) == 1:
             return (width,)
-        if channels is None:
+        if channels is None or len(dims) > 2:
             return None
-        return (channels, width) if self.dim > 1 else (width, channels)
-
-    def of_features(self) -> Representation:
-        """The same action on a tensor (rows, *features), its dimension counted from the end."""
-        return self if self.dim < 0 else IrrepsTensor(self.irreps, dim=-1 if self.dim > 1 else -2)
+        return (width, channels) if dims.index(self.dim) == 0 else (channels, width)
 
     def __repr__(self) -> str:
         return f"IrrepsTensor({str(self.irreps)!r}{'' if self.dim == -1 else f', dim={self.dim}'})"

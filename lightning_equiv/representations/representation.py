@@ -10,8 +10,8 @@ from __future__ import annotations
 import ast
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, TypeAlias
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, TypeAlias, cast
 
 import torch
 from e3nn import o3
@@ -144,19 +144,31 @@ class Representation(ABC):
 
     # ---- the features of a layer ---------------------------------------------------------------------------------
     @property
+    def acts_on(self) -> tuple[int, ...]:
+        """The dimensions of a tensor along which it acts."""
+        return self.dims
+
+    @property
     def feature_dims(self) -> tuple[int, ...]:
         """The dimensions of a layer's tensor that hold its features: where it acts, and the channels beside that."""
-        if not isinstance(self.dim, int) or self.dim == -1:
-            return (-1,)
-        return (self.dim - 1, self.dim) if self.dim > 1 else (self.dim, self.dim + 1)
+        dims = self.acts_on
+        if -1 in dims or len(dims) > 1:
+            return dims
+        return (dims[0] - 1, dims[0]) if dims[0] > 1 else (dims[0], dims[0] + 1)
 
-    def feature_shape(self, channels: int | None) -> tuple[int, ...] | None:
-        """The shape of the features of a layer with so many channels; None where that is not known."""
-        return None if channels is None else (channels,)
+    def feature_shape(self, channels: int | None, dims: tuple[int, ...]) -> tuple[int, ...] | None:
+        """The shape of the features of a layer with so many channels, in these dimensions; None where a call tells."""
+        return None if channels is None or len(dims) > 1 else (channels,)
 
-    def of_features(self) -> Representation:
-        """The same action on a tensor (rows, *features)."""
-        return self
+    def of_features(self, dims: tuple[int, ...]) -> Representation:
+        """The same action on a tensor (rows, *features), with the features that lie in these dimensions of a tensor."""
+        if len(dims) == 1 or self.trivial:
+            return self
+        places = tuple(dims.index(dim) - len(dims) for dim in self.dims)
+        if places == self.dims:
+            return self
+        moved: Any = self
+        return cast("Representation", replace(moved, dim=places if isinstance(self.dim, tuple) else places[0]))
 
     def __matmul__(self, other: RepresentationLike) -> Composed:
         return Composed(self, as_representation(other))
@@ -194,6 +206,13 @@ class Composed(Representation):
         self.outer.check_group(group)
         self.inner.check_group(group)
 
+    @property
+    def acts_on(self) -> tuple[int, ...]:
+        return tuple(sorted({*self.outer.acts_on, *self.inner.acts_on}, key=lambda dim: (dim < 0, dim)))
+
+    def of_features(self, dims: tuple[int, ...]) -> Representation:
+        return Composed(self.outer.of_features(dims), self.inner.of_features(dims))
+
     def __repr__(self) -> str:
         inner = f"({self.inner!r})" if isinstance(self.inner, Composed) else repr(self.inner)
         return f"{self.outer!r} @ {inner}"
@@ -230,6 +249,16 @@ class Factor(Representation):
     @property
     def trivial(self) -> bool:  # type: ignore[override]
         return self.representation.trivial
+
+    @property
+    def acts_on(self) -> tuple[int, ...]:
+        return self.representation.acts_on
+
+    def feature_shape(self, channels: int | None, dims: tuple[int, ...]) -> tuple[int, ...] | None:
+        return self.representation.feature_shape(channels, dims)
+
+    def of_features(self, dims: tuple[int, ...]) -> Representation:
+        return Factor(self.index, self.representation.of_features(dims))
 
     @property
     def row_dims(self) -> int:  # type: ignore[override]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -152,7 +152,8 @@ class BranchCallback(SymmetryCallback):
 
     def _attach(self, module: L.LightningModule, undo: ExitStack) -> Branches:
         """Find and check every layer, then make the branches."""
-        layers = _measure(module, find_layers(module, self.layers, self.families))
+        found = find_layers(module, self.layers, self.families)
+        layers = _measure(module, found, isinstance(self.layers, Mapping))
         for layer in layers:
             if isinstance(layer.module, torch.jit.ScriptModule):
                 raise ValueError(
@@ -328,12 +329,17 @@ class BranchCallback(SymmetryCallback):
         self._branches.container.load_own_state(state["branches"])
 
 
-def _measure(module: L.LightningModule, layers: list[Layer]) -> list[Layer]:
-    """Layers with the shapes of their features, read off one call with the module's example input where need be."""
-    unknown = unmeasured(layers)
-    if not unknown:
+def _measure(module: L.LightningModule, layers: list[Layer], declared: bool) -> list[Layer]:
+    """Layers with the shapes of their features, read off one call with the module's example input where need be.
+
+    Args:
+        module: holds them.
+        layers: some of whose shapes may not be known.
+        declared: whether the user said how features move, which an example input can confirm.
+    """
+    unknown, example = unmeasured(layers), module.example_input_array
+    if not unknown and (example is None or not declared):
         return layers
-    example = module.example_input_array
     if example is None:
         raise ValueError(
             f"the sizes of {[layer.name for layer in unknown]} cannot be read off the layers: set "

@@ -231,7 +231,7 @@ CASES: dict[str, Case] = {
         lambda: nn.Linear(4, 5, bias=False),
         lambda: (torch.randn(7, 3, 4),),
         ((3, 4), (3, 5)),
-        (1, 2),
+        (1, -1),
         (along("1o", 1), along("1o", 1)),
         given=("IrrepsTensor('1o', dim=1)", "IrrepsTensor('1o', dim=1)"),
     ),

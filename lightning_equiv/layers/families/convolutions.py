@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from lightning_equiv.layers.layer import Layer, LayerFamily, flat_sizes
-from lightning_equiv.representations.representation import RepresentationLike
+from lightning_equiv.representations.representation import Representation
 
 
 class ConvolutionBranch(nn.Module):
@@ -53,10 +53,8 @@ class Convolutions(LayerFamily):
         """Of torch's convolutions; those of a group convolution come with orientations, which only a call shows."""
         return super().channels(module) if isinstance(module, _ConvNd) else (None, None)
 
-    def describe(
-        self, name: str, module: nn.Module, given: tuple[RepresentationLike, RepresentationLike] | None = None
-    ) -> Layer:
-        return replace(super().describe(name, module, given), dims=(1,))
+    def feature_dims(self, module: nn.Module, representation: Representation) -> tuple[int, ...]:
+        return (1,)
 
     def features(self, layer: Layer, x: Tensor) -> tuple[int, ...]:
         return tuple(x.shape[1 : -layer.grid])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from e3nn import o3
 from torch import nn
 
-from lightning_equiv.layers.layer import LayerFamily
+from lightning_equiv.layers.layer import Layer, LayerFamily
 from lightning_equiv.representations.irreps import IrrepsTensor
 from lightning_equiv.representations.representation import RepresentationLike
 
@@ -23,6 +25,19 @@ class E3nn(LayerFamily):
         """e3nn's own modules, and classes made from them; but not the networks that come with it."""
         names = [cls.__module__ for cls in type(module).__mro__]
         return any(name.startswith("e3nn.") and not name.startswith("e3nn.nn.models.") for name in names)
+
+    def describe(
+        self, name: str, module: nn.Module, given: tuple[RepresentationLike, RepresentationLike] | None = None
+    ) -> Layer:
+        named = next((irreps for irreps in _irreps(module) if isinstance(irreps, Mapping)), None)
+        if named is not None and given is None:
+            inner = [path for path, part in module.named_modules() if path and isinstance(part, o3.Linear)][:3]
+            raise ValueError(
+                f"layer {name!r} ({type(module).__name__}) has irreps of several tensors by name, {sorted(named)}: "
+                "expected a layer from one tensor to another; choose one inside"
+                + (f", such as {[f'{name}.{path}' for path in inner]}" if inner else "")
+            )
+        return super().describe(name, module, given)
 
     def representations(self, module: nn.Module) -> tuple[RepresentationLike, RepresentationLike]:
         irreps_in, irreps_out = _irreps(module)

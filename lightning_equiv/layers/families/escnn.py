@@ -43,7 +43,7 @@ class EscnnFields(Representation):
         fibre = [torch.as_tensor(self.field_type.representation(elements[i])) for i in nearest.tolist()]
         return torch.stack(fibre)
 
-    def feature_shape(self, channels: int | None) -> tuple[int, ...]:
+    def feature_shape(self, channels: int | None, dims: tuple[int, ...]) -> tuple[int, ...]:
         return (int(self.field_type.size),)
 
     def check_group(self, group: Group) -> None:

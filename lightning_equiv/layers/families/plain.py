@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from lightning_equiv.layers.layer import LayerFamily
+from lightning_equiv.layers.layer import Layer, LayerFamily, wrong_size
+from lightning_equiv.representations.representation import Representation, RepresentationLike
 
 
 @dataclass(frozen=True)
@@ -15,3 +16,21 @@ class Plain(LayerFamily):
 
     def matches(self, module: nn.Module) -> bool:
         return True
+
+    def describe(
+        self, name: str, module: nn.Module, given: tuple[RepresentationLike, RepresentationLike] | None = None
+    ) -> Layer:
+        layer = super().describe(name, module, given)
+        if isinstance(module, nn.Linear) and layer.dims == (-1,):
+            sides = ("in", layer.in_features, module.in_features), ("out", layer.out_features, module.out_features)
+            for side, declared, size in sides:
+                if declared != (size,):
+                    raise wrong_size(layer, side, declared, (size,))
+        return layer
+
+    def feature_dims(self, module: nn.Module, representation: Representation) -> tuple[int, ...]:
+        """Of a linear map they are where the representation acts, and the last dimension, which it mixes."""
+        if not isinstance(module, nn.Linear):
+            return representation.feature_dims
+        dims = representation.acts_on
+        return dims if -1 in dims else (*dims, -1)

@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_equiv._checks import check_number
 from lightning_equiv.groups.group import Group
 from lightning_equiv.layers.choose import Layers
-from lightning_equiv.layers.layer import Layer, LayerFamily
+from lightning_equiv.layers.layer import Layer, LayerFamily, check_sizes
 from lightning_equiv.strategies.branch_callback import BranchCallback, Evaluate
 from lightning_equiv.strategies.constraint_relaxation.penalties import penalties
 from lightning_equiv.strategies.constraint_relaxation.schedule import SCHEDULES, Schedule, level
@@ -129,6 +129,7 @@ class ConstraintRelaxation(BranchCallback):
             for representation in (layer.inputs, layer.outputs):
                 assert representation is not None
                 representation.check_group(self.group)
+            check_sizes(layer, self.group)
 
     def set_progress(self, step: int, total: int) -> None:
         theta = self.peak * level(self.schedule, step, total, self.end)

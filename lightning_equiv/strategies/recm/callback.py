@@ -21,7 +21,7 @@ from lightning_equiv.layers.branch import Branch, container_key
 from lightning_equiv.layers.branch_networks import normalised
 from lightning_equiv.layers.choose import Layers
 from lightning_equiv.layers.hidden_parameters import HiddenParameters
-from lightning_equiv.layers.layer import Layer, LayerFamily
+from lightning_equiv.layers.layer import Layer, LayerFamily, check_sizes
 from lightning_equiv.layers.relaxed_layer import RelaxedLayer
 from lightning_equiv.strategies.base import Target
 from lightning_equiv.strategies.branch_callback import BranchCallback, Branches, Evaluate
@@ -193,6 +193,7 @@ class RECM(BranchCallback):
                     "representations"
                 )
             representation.check_group(self.group)
+        check_sizes(layer, self.group)
 
     def add_modules(self, branches: list[Branch], container: HiddenParameters) -> Recurrent:
         """Normalise the branches; u, w and a state for each."""
