@@ -28,7 +28,7 @@ from lightning_equiv.strategies.branch_callback import BranchCallback, Branches,
 from lightning_equiv.strategies.recm.critic import LipschitzCritic, draw_elements
 from lightning_equiv.strategies.recm.kept_layers import KeptLayers, check_finite, check_names, without_branches
 from lightning_equiv.strategies.recm.recurrence import Recurrence, Step, commit
-from lightning_equiv.strategies.recm.report import format_report, layer_report, strict, write
+from lightning_equiv.strategies.recm.report import format_report, layer_report, strict, too_short, write
 from lightning_equiv.strategies.recm.target import declared_target, read_target, target_size
 from lightning_equiv.symmetry.symmetry import Symmetry
 from lightning_equiv.wiring.override import override
@@ -231,6 +231,10 @@ class RECM(BranchCallback):
         recurrent = self._recurrent
         if step != recurrent.step:
             self.commit()
+        if not recurrent.total_steps and self.start == "relaxed":
+            words = too_short(type(self).__name__, self.gain, self.threshold, total)
+            if words is not None:
+                rank_zero_info(words)
         recurrent.step, recurrent.total_steps = step, total
         for b in self.branches:
             b.active = True
@@ -324,7 +328,7 @@ class RECM(BranchCallback):
 
     def _conclude(self) -> None:
         self.report = layer_report(self.branches, self.threshold)
-        rank_zero_info(format_report(type(self).__name__, self.report, self.gain, self._recurrent.total_steps))
+        rank_zero_info(format_report(type(self).__name__, self.report))
 
     def finish(self, module: L.LightningModule) -> None:
         """The report after a training without a Trainer; what is above the threshold stays as modules."""

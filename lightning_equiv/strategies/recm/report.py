@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from lightning_utilities.core.rank_zero import rank_zero_only
+from lightning_utilities.core.rank_zero import rank_zero_only, rank_zero_warn
 
 from lightning_equiv.layers.branch import Branch
 
@@ -15,8 +15,12 @@ Report = list[dict[str, Any]]
 
 
 def layer_report(branches: list[Branch], threshold: float) -> Report:
-    """For every layer its theta, and whether it is strict: |theta| < threshold."""
-    return [{"layer": b.layer.name, "theta": float(b.theta), "strict": strict(b, threshold)} for b in branches]
+    """For every layer its theta, None where that is no number, and whether it is strict: |theta| < threshold."""
+    levels = [(b, float(b.theta)) for b in branches]
+    return [
+        {"layer": b.layer.name, "theta": level if math.isfinite(level) else None, "strict": strict(b, threshold)}
+        for b, level in levels
+    ]
 
 
 def strict(branch: Branch, threshold: float) -> bool:
@@ -24,17 +28,46 @@ def strict(branch: Branch, threshold: float) -> bool:
     return abs(float(branch.theta)) < threshold
 
 
-def format_report(who: str, report: Report, gain: float, steps: int) -> str:
-    """The report in words, and a warning where much of the start is left after so many steps."""
-    lines = [f"  {v['layer']}: theta {v['theta']:+.4f}{', strict' if v['strict'] else ''}" for v in report]
-    left = math.exp(-0.75 * gain * steps)  # the product of 1 - b over the run
-    if left > 0.01:
-        lines.append(f"  {left:.0%} of the start is left in every state: train longer, or raise gain={gain}")
+def steps_to_forget(gain: float, threshold: float) -> int:
+    """Optimizer steps of a run after which less than `threshold` is left of the first state.
+
+    exp(-0.75 gain steps) < threshold, as b is `gain` for one half and falls to 0 in the other.
+
+    Examples:
+        >>> steps_to_forget(0.02, 1e-3)
+        461
+    """
+    return math.ceil(-math.log(threshold) / (0.75 * gain)) if 0 < threshold < 1 else 0
+
+
+def too_short(who: str, gain: float, threshold: float, steps: int) -> str | None:
+    """What is said of a run that is too short for any layer to become strict; None for one that is not."""
+    needed = steps_to_forget(gain, threshold)
+    if steps >= needed:
+        return None
+    return (
+        f"{who}: after {steps} optimizer steps {math.exp(-0.75 * gain * steps):.2g} of the first theta is left, above "
+        f"threshold={threshold:g}: no layer may become strict. Train for {needed} steps, or write "
+        f"gain={-math.log(threshold) / (0.75 * steps):.2g} or start='equivariant'"
+    )
+
+
+def format_report(who: str, report: Report) -> str:
+    """The report in words."""
+    lines = [f"  {v['layer']}: theta {theta(v)}{', strict' if v['strict'] else ''}" for v in report]
     return "\n".join([f"{who}, relaxation of every layer:", *lines])
+
+
+def theta(of_layer: dict[str, Any]) -> str:
+    """A layer's theta in words."""
+    return "not a number" if of_layer["theta"] is None else f"{of_layer['theta']:+.4f}"
 
 
 @rank_zero_only
 def write(path: Path, report: Report) -> None:
-    """The report as JSON."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(report, indent=1))
+    """The report as JSON; a warning where the file cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(report, indent=1, allow_nan=False))
+    except OSError as error:
+        rank_zero_warn(f"the report {path} cannot be written: {error}; it is in `report` of the strategy")
