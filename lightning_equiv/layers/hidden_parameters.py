@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,7 +30,19 @@ class HiddenParameters(nn.ModuleDict):
 
     def __init__(self) -> None:
         super().__init__()
+        self.is_copy = False
         self.register_load_state_dict_post_hook(_forget_missing)  # type: ignore[no-untyped-call]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> HiddenParameters:
+        """A copy of the module holds these weights at rest, in the same places among its `parameters()`.
+
+        Nothing applies or trains them, and the next strategy that is attached takes them out.
+        """
+        twin = memo[id(self)] = HiddenParameters()
+        for name, module in self.items():
+            twin[name] = copy.deepcopy(module, memo)
+        twin.is_copy = True
+        return twin.requires_grad_(requires_grad=False)
 
     def state_dict(self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:
         return {} if destination is None else destination
@@ -57,6 +70,14 @@ class HiddenParameters(nn.ModuleDict):
 def _forget_missing(module: nn.Module, incompatible: Any) -> None:
     """Drop the container's own keys from what a strict load misses (averaging callbacks put `module.` in front)."""
     incompatible.missing_keys[:] = [key for key in incompatible.missing_keys if CONTAINER not in key]
+
+
+def remove_copies(module: nn.Module) -> None:
+    """Take out the containers that a module has because it is a copy of one that was being trained."""
+    for owner in list(module.modules()):
+        for name, child in list(owner.named_children()):
+            if isinstance(child, HiddenParameters) and child.is_copy:
+                delattr(owner, name)
 
 
 def common_owner(module: nn.Module, names: list[str]) -> nn.Module:

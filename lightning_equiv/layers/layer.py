@@ -178,7 +178,8 @@ class LayerFamily(ABC):
     def rows(self, layer: Layer, x: Tensor) -> Tensor:
         """A tensor (..., features, ...) of the layer as (rows, features)."""
         dims = [d % x.ndim for d in layer.dims]
-        return x.movedim(dims, list(range(-len(dims), 0))).flatten(-len(dims)).flatten(0, -2)
+        rows = x.movedim(dims, list(range(-len(dims), 0))).flatten(-len(dims))
+        return rows.flatten(0, -2) if rows.ndim > 1 else rows[None]  # a single one, without a batch
 
     def unrows(self, layer: Layer, rows: Tensor, output: Tensor) -> Tensor:
         """Rows of output features in the shape of the layer's output, the inverse of `rows`."""

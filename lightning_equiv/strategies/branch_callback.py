@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch.callbacks import ModelPruning, StochasticWeightAveraging, WeightAveraging
 from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
@@ -20,7 +20,7 @@ from lightning_equiv.groups.group import Group, element_dtype
 from lightning_equiv.groups.product import as_group
 from lightning_equiv.layers.branch import Branch, attach_branch, container_key, make_branch
 from lightning_equiv.layers.choose import Layers, find_layers
-from lightning_equiv.layers.hidden_parameters import CONTAINER, HiddenParameters, common_owner
+from lightning_equiv.layers.hidden_parameters import CONTAINER, HiddenParameters, common_owner, remove_copies
 from lightning_equiv.layers.layer import Layer, LayerFamily
 from lightning_equiv.layers.measure import measured, unmeasured
 from lightning_equiv.metrics.equivariance_error import EquivarianceError
@@ -160,6 +160,7 @@ class BranchCallback(SymmetryCallback):
                     f"layer {layer.name!r} is scripted and takes no hooks: relax it before torch.jit.script"
                 )
             self.check_layer(layer)
+        remove_copies(module)
         container = HiddenParameters()
         seed = derived_generator(type(self).__name__, self.seed).initial_seed() % 2**31
         with torch.device("cpu"), DrawsFrom(torch.Generator().manual_seed(seed)):
@@ -246,6 +247,13 @@ class BranchCallback(SymmetryCallback):
         earlier = callbacks[: callbacks.index(self)]
         if any(isinstance(callback, WeightAveraging | StochasticWeightAveraging) for callback in earlier):
             raise RuntimeError(f"weight averaging must come after {type(self).__name__} in the list of callbacks")
+        for callback in callbacks[callbacks.index(self) :]:
+            if isinstance(callback, ModelPruning) and not callback._parameters_to_prune:
+                raise RuntimeError(
+                    f"ModelPruning takes whatever has a weight, and would take the branches of {type(self).__name__}: "
+                    "expected it before in the list of callbacks, or with the parameters that are meant, e.g. "
+                    'ModelPruning(..., parameters_to_prune=[(module.net[0], "weight")])'
+                )
         self.attach_early(pl_module)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

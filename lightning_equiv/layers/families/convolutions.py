@@ -57,7 +57,7 @@ class Convolutions(LayerFamily):
         return (1,)
 
     def features(self, layer: Layer, x: Tensor) -> tuple[int, ...]:
-        return tuple(x.shape[1 : -layer.grid])
+        return tuple(x.shape[0 if self._single(layer, x) else 1 : -layer.grid])
 
     def branch(self, layer: Layer, kind: str, scale: float) -> nn.Module:
         """An ordinary convolution, of either kind."""
@@ -65,8 +65,13 @@ class Convolutions(LayerFamily):
 
     def rows(self, layer: Layer, x: Tensor) -> Tensor:
         """(batch, *features, *grid) as (batch, features, *grid)."""
-        return x.flatten(1, -1 - layer.grid)
+        return (x[None] if self._single(layer, x) else x).flatten(1, -1 - layer.grid)
 
     def unrows(self, layer: Layer, rows: Tensor, output: Tensor) -> Tensor:
         assert layer.out_features is not None
-        return rows.unflatten(1, layer.out_features)
+        features = rows.unflatten(1, layer.out_features)
+        return features[0] if self._single(layer, output) else features
+
+    def _single(self, layer: Layer, x: Tensor) -> bool:
+        """Whether this is one input without a batch, as torch's convolutions take it."""
+        return isinstance(layer.module, _ConvNd) and x.ndim == 1 + layer.grid

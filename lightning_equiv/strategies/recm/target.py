@@ -60,6 +60,7 @@ def target_rows(y: Tensor, representation: Representation, count: int, dtype: to
         rows, shape = _invariant(y), torch.Size([INVARIANT_SIZE])
     else:
         last = representation.row_dims
+        y = y if y.ndim > last else y[None]  # a single one, without a batch
         rows, shape = wide(y).flatten(-last).flatten(0, -2), y.shape[-last:]
     if count % len(rows):
         raise ValueError(
@@ -89,7 +90,7 @@ def _invariant(y: Tensor) -> Tensor:
     """(rows, INVARIANT_SIZE): numbers padded or folded, whole numbers one-hot; nothing gets longer."""
     if not y.is_floating_point():
         return nn.functional.one_hot(y.flatten().long() % INVARIANT_SIZE, INVARIANT_SIZE).to(torch.float32)
-    rows = wide(y)[:, None] if y.ndim == 1 else wide(y).flatten(0, -2)
+    rows = wide(y).reshape(-1, 1) if y.ndim <= 1 else wide(y).flatten(0, -2)
     folds = math.ceil(rows.shape[1] / INVARIANT_SIZE)
     rows = nn.functional.pad(rows, (0, folds * INVARIANT_SIZE - rows.shape[1]))
     return rows.unflatten(1, (folds, INVARIANT_SIZE)).sum(1) / math.sqrt(folds)
