@@ -97,5 +97,5 @@ def test_what_traces_and_exports() -> None:
     assert torch.equal(torch.fx.GraphModule(net, Tracer().trace(net))(x), expected)
     assert torch.equal(torch.jit.trace(net, x)(x), expected)
     close(torch.export.export(net, (x,)).module()(x), expected, TOLERANCE[torch.float32])
-    with pytest.raises((RuntimeError, ValueError), match="torch.Tensor|args"):
+    with pytest.raises((RuntimeError, ValueError), match=r"torch.Tensor|args"):
         torch.jit.script(net)
