@@ -131,7 +131,7 @@ def test_a_hook_that_fails_leaves_nothing_behind(case: Case, tmp_path: Path) -> 
     assert sum(broke) > len(mine) / 2, "hardly anything failed"
 
 
-@pytest.mark.slow
+@pytest.mark.sweep
 @pytest.mark.parametrize("case", STRATEGIES, ids=[case.name for case in STRATEGIES])
 def test_every_hook_that_fails_leaves_nothing_behind(case: Case, tmp_path: Path) -> None:
     assert sum(bombard(case, *fault, tmp_path) for fault in FAULTS) > len(FAULTS) / 2

@@ -156,7 +156,7 @@ def test_a_run_is_resumed_from_any_step(case: Case, tmp_path: Path) -> None:
     assert_resumes(case, tmp_path, steps, **SETTINGS[name])
 
 
-@pytest.mark.slow
+@pytest.mark.sweep
 @pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
 @pytest.mark.parametrize("case", ALL, ids=[case.name for case in ALL])
 def test_a_run_is_resumed_from_every_step(case: Case, settings: dict[str, Any], tmp_path: Path) -> None:
