@@ -100,6 +100,7 @@ def test_a_pickled_wrapper_is_the_copys_own_method() -> None:
     original, strategy = Plain(), REMUL(SYMMETRY, "net")
     strategy.attach(original)
     original.net._forward_hooks.clear()  # torch does not pickle hooks that are closures
+    original.net._forward_pre_hooks.clear()
     again = pickle.loads(pickle.dumps(original))
     assert again.training_step.__self__ is again
     strategy.detach()

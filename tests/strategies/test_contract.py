@@ -63,8 +63,10 @@ def test_the_published_tables_are_those_of_the_tests(request: pytest.FixtureRequ
     tested = {dict(cell)["situation"] for cell in map(table.cell, items) if cell}
     assert tested <= rows
     options = request.config.option
-    if not options.keyword and options.markexpr == "not sweep" and all(
-        any(item.nodeid.startswith(file) for item in items) for file in table.FILES
+    if (
+        not options.keyword
+        and options.markexpr == "not sweep"
+        and all(any(item.nodeid.startswith(file) for item in items) for file in table.FILES)
     ):
         assert tested == rows
     assert "FAILED" not in published

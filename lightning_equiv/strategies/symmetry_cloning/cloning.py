@@ -131,8 +131,8 @@ class Report:
 def clone(pair: Pair, draws: Draws, settings: Settings, progress: Callable[[int, float], None]) -> Report:
     """Train the student to equal the teacher, until the held-out error is small enough or no longer falls.
 
-    It is a plateau if the least error has not fallen by 1 % in a quarter of `steps`, and in 500 at least: what is left
-    of the draws' noise falls with the learning rate, and is none.
+    It is a plateau if the least error has not fallen by 1 % in a quarter of `steps`, in 500 at least, and while the
+    learning rate was halved: the noise of the draws falls with the rate, and is no plateau.
 
     Args:
         pair: the student is trained in place, with an optimizer of its own.
@@ -144,14 +144,15 @@ def clone(pair: Pair, draws: Draws, settings: Settings, progress: Callable[[int,
     optimizer = torch.optim.Adam(parameters, lr=settings.lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.steps, eta_min=settings.lr / 100)
     held_out = draws(-1)
-    patience, best, best_step, plateau = max(500, settings.steps // 4), math.inf, 0, 0
+    patience, best, best_step, best_lr, plateau = max(500, settings.steps // 4), math.inf, 0, settings.lr, 0
     for step in range(settings.steps + 1):
         if step % CHECK_EVERY == 0 or step == settings.steps:
             error = held_out_error(pair, *held_out)
             progress(step, error)
             if error <= (1 - IMPROVEMENT) * best:
-                best, best_step = error, step
-            plateau = step - best_step if step - best_step >= patience else 0
+                best, best_step, best_lr = error, step, schedule.get_last_lr()[0]
+            stalled = step - best_step >= patience and schedule.get_last_lr()[0] <= best_lr / 2
+            plateau = step - best_step if stalled else 0
             if error <= settings.goal or step == settings.steps or plateau:
                 break
         # not `backward`: DDP listens to it, and here one process trains alone
