@@ -242,6 +242,7 @@ def _measure(
         n = call.num_inputs
         args, kwargs = call.arguments()  # containers of its own, which it may write into
         f_x = call.output(map_tensors(torch.clone, run(*args, **kwargs)))  # the next call may use the same memory
+        call.inputs.check_unchanged()
         parts = f_x.parts()
         norms = f_x.squared_norms(parts)
         first = next(iter(parts.values()))
@@ -258,6 +259,7 @@ def _measure(
                 found = {part: s.unflatten(0, (times, n)) for part, s in f_gx.squared_norms(difference).items()}
             for part, values in found.items():
                 gathered.setdefault(part, []).append(values)
+        call.inputs.check_unchanged()
         if kind == "orbit_mean":
             means = {part: torch.stack(sums).sum(0) / (len(elements) // n) for part, sums in gathered.items()}
             squares = {part: square[None] for part, square in f_x.squared_norms(means).items()}

@@ -49,6 +49,6 @@ def _ending(total: float, strategy: L.Callback) -> int:
         hint = ", or say horizon=<optimizer steps>" if hasattr(strategy, "horizon") else ""
         raise ValueError(
             f"{type(strategy).__name__} needs to know how long the run is, but the Trainer's horizon is {total}: "
-            f"set max_epochs or max_steps{hint}"
+            f"set max_epochs or max_steps{hint}; for a loader without a length it is max_steps"
         )
     return int(total)

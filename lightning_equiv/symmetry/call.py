@@ -31,6 +31,7 @@ class BoundTensor:
         owner: (rows,) the input of every row; None where row i belongs to input i.
         shared: it belongs to the whole call.
         step: how far its entries move up where inputs are repeated, for numbers of nodes or graphs; else 0.
+        version: how often it had been changed in place when it was bound; None where torch does not count that.
     """
 
     path: str
@@ -39,6 +40,7 @@ class BoundTensor:
     owner: Tensor | None
     shared: bool
     step: int = 0
+    version: int | None = None
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,15 @@ class BoundTree:
             return replace(t, x=act(self.name, t.path, t.representation, own, t.x))
 
         return replace(tree, tensors=tuple(map(moved, tree.tensors)))
+
+    def check_unchanged(self) -> None:
+        """ValueError for a tensor that was changed in place since it was bound."""
+        changed = [t.path for t in self.tensors if t.version is not None and t.x._version != t.version]
+        if changed:
+            raise ValueError(
+                f"the network changes {changed[0]!r} of its `{self.name}` in place, so that f(x) and f(g x) are not of "
+                "the same x: let it work on a copy, x = x.clone()"
+            )
 
     def parts(self) -> dict[str, Tensor]:
         """The parts of the tensors that move independently, in float32 at least; what is shared is left out.
@@ -247,6 +258,8 @@ def bind_tensors(
         by_pyg = inputs.pyg and name != "outputs"
         owner = None if shared else inputs.owner(x, path, representation, by_pyg)
         if not shared:
+            if x.layout is not torch.strided:
+                raise ValueError(f"{path or 'the tensor'!r} in `{name}`: expected a dense tensor, got {x.layout}")
             try:
                 representation.check(group, x.shape)
             except ValueError as error:
@@ -258,7 +271,8 @@ def bind_tensors(
             step = _step(path, representation, inputs)
         elif (shared and name == "inputs" and inputs.node is not None) or (by_pyg and raised_by_pyg(path)):
             _refuse_whole_numbers(path, representation, x)
-        bound.append(BoundTensor(path, representation, x, owner, shared, step))
+        version = None if x.is_inference() else x._version
+        bound.append(BoundTensor(path, representation, x, owner, shared, step, version))
     return BoundTree(name, tuple(bound), inputs, put)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import BootStrapper
 
-from lightning_equiv import Cyclic, EquivarianceError, Permutation, Symmetry, equivariance_error
+from lightning_equiv import Cyclic, EquivarianceError, Invariant, Permutation, Symmetry, equivariance_error
 from tests.helpers import normal, seeded
 
 VECTORS = Symmetry("SO(3)", "1o", "1o")
@@ -90,3 +90,20 @@ def test_a_bootstrap_by_keywords() -> None:
     assert values.shape == (3,)
     assert bool((values > 0.1).all())
     assert len(set(values.tolist())) == 3
+
+
+@pytest.mark.parametrize("which", ["moved", "invariant"])
+def test_a_network_that_changes_its_input_in_place_is_refused(which: str) -> None:
+    """f(x) and f(g x) would be of different inputs: 2 x is equivariant, and would read 1."""
+
+    def network(x: Tensor, m: Tensor) -> Tensor:
+        return x.mul_(2) if which == "moved" else x * m.mul_(2)
+
+    symmetry = Symmetry("SO(3)", ("1o", Invariant()), "1o")
+    with pytest.raises(ValueError, match=r"changes '[01]' of its `inputs` in place.*x\.clone"):
+        equivariance_error(network, (torch.randn(4, 3), torch.ones(4, 1)), symmetry)
+
+
+def test_sparse_inputs_are_refused_in_words() -> None:
+    with pytest.raises(ValueError, match=r"'0' in `inputs`: expected a dense tensor, got torch\.sparse_coo"):
+        equivariance_error(lambda x: x.to_dense(), torch.randn(4, 3).to_sparse(), Symmetry("SO(3)", "1o", "1o"))

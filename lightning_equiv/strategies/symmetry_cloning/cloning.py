@@ -150,7 +150,7 @@ def clone(pair: Pair, draws: Draws, settings: Settings, progress: Callable[[int,
             error = held_out_error(pair, *held_out)
             progress(step, error)
             if error <= (1 - IMPROVEMENT) * best:
-                best, best_step, best_lr = error, step, schedule.get_last_lr()[0]
+                best, best_step, best_lr = error, step, float(schedule.get_last_lr()[0])
             stalled = step - best_step >= patience and schedule.get_last_lr()[0] <= best_lr / 2
             plateau = step - best_step if stalled else 0
             if error <= settings.goal or step == settings.steps or plateau:
