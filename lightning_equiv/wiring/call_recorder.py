@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -48,7 +49,7 @@ class CallRecorder:
 
     def __init__(self, network: nn.Module) -> None:
         self._calls: list[tuple[Any, ...]] = []
-        self._given: list[list[tuple[Tensor, int]]] = []  # of calls that have not returned
+        self._given: list[tuple[Any, list[tuple[Tensor, int]]]] = []  # of calls that have not returned
         self._active, self._paused = False, 0
 
         def listens(called: nn.Module) -> bool:
@@ -56,7 +57,7 @@ class CallRecorder:
 
         def before(called: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if listens(called) and not torch.compiler.is_compiling():
-                self._given.append(_versions((args, kwargs)))
+                self._given.append((_copied((args, kwargs)), _versions((args, kwargs))))
 
         def remember(called: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             if not listens(called):
@@ -64,7 +65,8 @@ class CallRecorder:
             if torch.compiler.is_compiling():
                 self._calls.append((args, kwargs, output))  # a plain tuple: torch.compile traces this hook
             else:
-                given = self._given.pop() if self._given else []
+                # containers as they were: the network may write into those that it is given
+                (args, kwargs), given = self._given.pop() if self._given else ((args, kwargs), [])
                 self._calls.append((args, kwargs, output, given, _versions(output)))
 
         self._hooks = (
@@ -105,6 +107,23 @@ def recording_paused() -> Iterator[None]:
     finally:
         for recorder in recorders:
             recorder._paused -= 1
+
+
+def _copied(tree: Any) -> Any:
+    """The containers copied, with the same tensors in them."""
+    if isinstance(tree, Tensor):
+        return tree
+    if isinstance(tree, tuple | list):
+        values = [_copied(value) for value in tree]
+        return type(tree)(*values) if hasattr(tree, "_fields") else type(tree)(values)
+    if type(tree) is dict:
+        return {key: _copied(value) for key, value in tree.items()}
+    if isinstance(tree, dict):
+        copied = copy.copy(tree)
+        copied.update((key, _copied(value)) for key, value in tree.items())
+        return copied
+    held = dataclasses.is_dataclass(tree) or callable(getattr(tree, "to_dict", None))
+    return copy.copy(tree) if held and not isinstance(tree, type) else tree
 
 
 def _versions(tree: Any) -> list[tuple[Tensor, int]]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_equiv import REMUL, Symmetry
+from lightning_equiv import REMUL, EquivarianceMonitor, Symmetry
 from tests.strategies.toys import SYMMETRY, Plain, loader, make_net, snapshot, trainer, weights
 
 mse = nn.functional.mse_loss
@@ -112,3 +112,35 @@ def test_changes_that_are_not_in_place_and_changes_of_a_copy_are_none() -> None:
     module.task = task  # type: ignore[method-assign]
     trainer(REMUL(SYMMETRY, "net")).fit(module, loader())
     assert not torch.equal(weights(module), weights(Plain()))
+
+
+class WritesIntoItsDict(nn.Module):
+    """Adds what it computes to the dict that it is given, as many models of molecules do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = make_net()
+
+    def forward(self, data: dict[str, Tensor]) -> Tensor:
+        data["embedding"] = self.net(data["x"])
+        data["x"] = data["embedding"] * 2
+        return data["embedding"]
+
+
+def test_a_network_may_write_into_the_dict_that_it_is_given() -> None:
+    class Ours(Plain):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return nn.functional.mse_loss(self.net({"x": batch[0]}), batch[1])
+
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            self.training_step(batch, batch_idx)
+
+    symmetry, ours, twin = Symmetry("SO(3)", {"x": "1o"}, "1o"), Ours(WritesIntoItsDict()), Plain()
+    monitors = [EquivarianceMonitor(s, "net") for s in (symmetry, SYMMETRY)]
+    runs = []
+    for module, its, monitor in zip((ours, twin), (symmetry, SYMMETRY), monitors, strict=True):
+        runs.append(trainer(REMUL(its, "net", target=1), monitor))
+        runs[-1].fit(module, loader(), loader())
+    assert torch.equal(weights(ours), weights(twin))
+    error, expected = (run.callback_metrics["equivariance_error"] for run in runs)
+    assert float(error) == pytest.approx(float(expected), rel=1e-6)
