@@ -66,6 +66,12 @@ def test_the_api_pages_list_what_is_public_and_nothing_else() -> None:
     assert len(listed) == len(set(listed))
 
 
+def test_the_page_on_guarantees_names_every_file_of_faults() -> None:
+    named = set(re.findall(r"`(tests/\S+\.py)`", (ROOT / "docs" / "guarantees.md").read_text()))
+    assert {path for path in named if not (ROOT / path).exists()} == set()
+    assert {f"tests/faults/{path.name}" for path in (ROOT / "tests/faults").glob("test_*.py")} <= named
+
+
 def test_every_local_link_of_the_readme_leads_somewhere() -> None:
     links = re.findall(r"\]\((?!http)([^)#]+)(?:#[^)]*)?\)", (ROOT / "README.md").read_text())
     assert links
