@@ -1,4 +1,4 @@
-"""The examples' own modules are imported from their folder, as the scripts do; first weights are the same every time."""
+"""The examples' own modules are imported from their folder, as the scripts do; first weights are seeded."""
 
 import sys
 from collections.abc import Iterator
