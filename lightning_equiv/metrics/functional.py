@@ -6,7 +6,7 @@ numbers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal, get_args
 
@@ -59,18 +59,24 @@ def compare(
     return call.output(f_gx, times), f_x.move(g, times)
 
 
-def equivariance_loss(
+class NoGradientError(RuntimeError):
+    """f(g x) has no gradient where f(x) has one."""
+
+
+def equivariance_losses(
     network: Callable[..., Any],
     call: BoundCall,
     symmetry: Symmetry,
     *,
-    anchor: Tree,
+    anchor: BoundTree,
     distance: Distance,
     num_samples: int,
     detach_target: bool,
     generator: torch.Generator,
-) -> Tensor:
-    """mean_i l( f(g_i x_i), g_i y_i ), summed over the tensors of nested outputs.
+    labelled: Collection[str] | None = None,
+    f_x: BoundTree | None = None,
+) -> dict[str, Tensor]:
+    """mean_i l( f(g_i x_i), g_i y_i ) of each output that is compared, by its dotted name.
 
     Args:
         network: f.
@@ -81,11 +87,24 @@ def equivariance_loss(
         num_samples: group elements for each input.
         detach_target: no gradient through g y.
         generator: whose random numbers.
+        labelled: the outputs that are compared; None compares all.
+        f_x: the output for the unmoved inputs, where f(g x) must have a gradient as that has.
+
+    Raises:
+        NoGradientError: f(x) has a gradient and f(g x) has none.
     """
     g = as_group(symmetry.group).sample(num_samples * call.num_inputs, generator=generator, device=call.device)
-    f_gx, g_anchor = compare(network, call, g, call.output(anchor))
-    pairs = f_gx.pairs(g_anchor)
-    return torch.stack([distance(a, b.detach() if detach_target else b) for a, b in pairs]).sum()
+    f_gx, g_anchor = compare(network, call, g, anchor)
+    pairs = {path: pair for path, pair in f_gx.pairs(g_anchor).items() if labelled is None or path in labelled}
+    if f_x is not None:
+        first = {t.path: t.x.requires_grad for t in f_x.tensors}
+        if lost := [path for path, (a, _) in pairs.items() if first[path] > a.requires_grad]:
+            raise NoGradientError(
+                "expected the outputs of the network's second pass to have a gradient as those of the first, got none "
+                f"for {', '.join(path or 'its output' for path in lost)}: a network that differentiates inside must "
+                "build its graph whenever it is in training mode and gradients are enabled (create_graph=self.training)"
+            )
+    return {path: distance(a, b.detach() if detach_target else b) for path, (a, b) in pairs.items()}
 
 
 def as_distance(loss: str | Distance) -> Distance:

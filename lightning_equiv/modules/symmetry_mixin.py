@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import lightning as L
+import torch
 from torch import Tensor
 
 from lightning_equiv._random import derived_generator
-from lightning_equiv.metrics.functional import Distance, as_distance, equivariance_loss
+from lightning_equiv.metrics.functional import Distance, as_distance, equivariance_losses
 from lightning_equiv.metrics.monitor import EquivarianceMonitor
 from lightning_equiv.strategies.base import SymmetryCallback
 from lightning_equiv.symmetry.symmetry import Symmetry
@@ -120,13 +121,15 @@ class SymmetryMixin(L.LightningModule):
         network = find_network(self, self.symmetry_network, "symmetry_network")
         place = 0 if self._trainer is None else place_in_run(self._trainer)
         self._symmetry_draws = place, self._symmetry_draws[1] + 1 if self._symmetry_draws[0] == place else 0
-        return equivariance_loss(
+        call = self.symmetry.bind(network, args, kwargs)
+        losses = equivariance_losses(
             network,
-            self.symmetry.bind(network, args, kwargs),
+            call,
             self.symmetry,
-            anchor=network(*args, **kwargs) if target is None else target,
+            anchor=call.output(network(*args, **kwargs) if target is None else target),
             distance=distance,
             num_samples=num_samples,
             detach_target=detach_target or target is not None,
             generator=derived_generator("equivariance_loss", process_rank(), self._symmetry_draws),
         )
+        return torch.stack(list(losses.values())).sum()

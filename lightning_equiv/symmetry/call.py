@@ -161,12 +161,12 @@ class BoundTree:
                     squares[part] = owned
         return {TOTAL: torch.stack(list(squares.values())).sum(0), **squares}
 
-    def pairs(self, other: BoundTree) -> list[tuple[Tensor, Tensor]]:
-        """The tensors of two trees of one spec side by side; what is shared by a whole call is left out."""
+    def pairs(self, other: BoundTree) -> dict[str, tuple[Tensor, Tensor]]:
+        """The tensors of two trees of one spec side by side, by name; what a whole call shares is left out."""
         left, right = ({t.path: t.x for t in tree.tensors if not t.representation.shared} for tree in (self, other))
         if left.keys() != right.keys():
             raise ValueError(f"expected tensors at equal places, got {sorted(left)} and {sorted(right)}")
-        return [(x, right[path]) for path, x in left.items()]
+        return {path: (x, right[path]) for path, x in left.items()}
 
 
 @dataclass(frozen=True)

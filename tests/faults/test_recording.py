@@ -5,10 +5,12 @@ from __future__ import annotations
 import multiprocessing
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.trainer.connectors import data_connector
 from torch import Tensor, nn
 
 from lightning_equiv import REMUL, EquivarianceError
@@ -76,7 +78,7 @@ def test_trainings_in_two_threads_are_those_of_one(case: Case) -> None:
     """As a search for hyper-parameters with two jobs runs them, while a third thread measures."""
     if case.prepare is not None:
         pytest.skip("it copies a teacher of e3nn, which torch.fx traces: no other thread may run a module meanwhile")
-    # in a process of its own: Lightning replaces DataLoader.__init__ for a moment, and two threads may leave it so
+    # in a process of its own, where Lightning does not replace DataLoader.__init__ for a moment: its threads race there
     run = multiprocessing.get_context("fork").Process(target=train_two_at_once, args=(case,))
     run.start()
     run.join()
@@ -84,6 +86,7 @@ def test_trainings_in_two_threads_are_those_of_one(case: Case) -> None:
 
 
 def train_two_at_once(case: Case) -> None:
+    data_connector._replace_dunder_methods = lambda *_: nullcontext()
     alone = Plain()
     trainer(case.make()).fit(alone, loader())
     pair, running = [(Plain(), case.make()), (Plain(), case.make())], threading.Event()

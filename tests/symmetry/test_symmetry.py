@@ -460,7 +460,9 @@ def test_pairs_and_maps():
     left, right = {"a": X, "b": ("text", M)}, {"b": ("other", 2 * M), "a": 2 * X}
     symmetry = Symmetry("SO(3)", "1o", spec)
     pairs = symmetry.bind_output(left, Inputs(N)).pairs(symmetry.bind_output(right, Inputs(N)))
-    assert [(x is x_, torch.equal(y, 2 * x)) for (x, y), x_ in zip(pairs, (X, M), strict=True)] == [(True, True)] * 2
+    assert [(x is x_, torch.equal(y, 2 * x)) for (x, y), x_ in zip(pairs.values(), (X, M), strict=True)] == [
+        (True, True)
+    ] * 2
     halved = map_tensors(lambda x: x / 2, left)
     assert halved["b"][0] == "text"
     assert torch.equal(halved["a"], X / 2)

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from lightning_equiv._checks import check_number
 from lightning_equiv.layers.hidden_parameters import own_parameters
-from lightning_equiv.metrics.functional import Distance, as_distance
+from lightning_equiv.metrics.functional import Distance, as_distance, equivariance_losses
 from lightning_equiv.strategies.base import SymmetryCallback
 from lightning_equiv.strategies.remul.gradnorm import gradnorm_weights
 from lightning_equiv.strategies.remul.labels import Targets, find_labels, weights_of
-from lightning_equiv.strategies.remul.second_pass import Losses, SecondPass, equivariance_losses
+from lightning_equiv.strategies.remul.second_pass import Losses, SecondPass
 from lightning_equiv.symmetry.symmetry import Symmetry, as_symmetry
 from lightning_equiv.wiring.call_recorder import Call, CallRecorder
 from lightning_equiv.wiring.network import find_network
@@ -225,12 +225,13 @@ class REMUL(SymmetryCallback):
             network,
             bound,
             self.symmetry,
-            f_x=f_x,
-            labels=labels,
+            anchor=f_x if labels is None else bound.output(f_x.put(labels.get(t.path, t.x) for t in f_x.tensors)),
             distance=self.distance,
             num_samples=self.num_samples,
             detach_target=self.detach_target or labels is not None,
             generator=generator,
+            labelled=labels,
+            f_x=f_x,
         )
 
     def _gradnorm(self, balance: Balance, losses: Tensor, shared: Tensor) -> None:
