@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,11 +11,11 @@ from torch import Tensor
 from lightning_equiv.groups.group import Group, GroupElement, element_dtype
 from lightning_equiv.representations.action import wide
 from lightning_equiv.representations.representation import Representation
+from lightning_equiv.symmetry.arguments import Arguments
 from lightning_equiv.symmetry.graphs import Inputs, raised_by_pyg, repeat_graphs, shifted
-from lightning_equiv.symmetry.tree import Rebuild, Spec, Tree, children, describe, fits, join
+from lightning_equiv.symmetry.tree import Rebuild, Tree, describe, join
 
 TOTAL = "total"  # the whole output beside its parts
-Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -294,98 +292,3 @@ def _refuse_whole_numbers(path: str, representation: Representation, x: Tensor) 
             "EdgeNumbers() of edges (of triplets, say), GraphNumbers() of graphs, Pointer() where each graph's nodes "
             "begin, and if they are none of these Per('call', Invariant()), or Per('node', ...) or the like"
         )
-
-
-# ---- arguments as the tree that `inputs` mirrors -----------------------------------------------------------------
-def pack(
-    spec: Spec, network: Callable[..., Any] | None, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> tuple[Tree, Callable[[Tree], Arguments]]:
-    """A call's arguments as one tree that `spec` mirrors, and the way back to (args, kwargs).
-
-    Args:
-        spec: a tuple goes by position, a dict by name, or position where a key is a whole number; or it mirrors the
-            only argument.
-        network: whose signature matches positions with names; needed only where call and spec differ in that.
-        args: positional arguments.
-        kwargs: keyword arguments.
-
-    Raises:
-        ValueError: a position or name that is not known, or a dict that can be read in two ways.
-    """
-    n, keywords = len(args), list(kwargs)
-    if isinstance(spec, Mapping):
-        names = _names(network, args)
-        if any(isinstance(key, int) for key in spec):
-            names = [key if key in spec else name for key, name in enumerate([*names, *range(len(names), n)])]
-        passed = [*args, *kwargs.values()]
-        by_name = dict(zip([*names, *keywords], passed, strict=True)) if len(names) == n else None
-        only = passed[0] if len(passed) == 1 and children(passed[0]) is not None else None
-        if _is_only_argument(spec, only, by_name):
-            return only, lambda tree: ((tree,), {}) if n else ((), {keywords[0]: tree})
-        if by_name is None:
-            raise ValueError(
-                f"`inputs` goes by name ({', '.join(map(str, spec))}) but the network was called with {n} "
-                "arguments by position whose names are unknown: write `inputs` as a tuple"
-            )
-        absent = dict.fromkeys(spec) if any(isinstance(key, int) for key in spec) else {}  # what is called both ways
-        return {**absent, **by_name}, lambda tree: (tuple(tree[k] for k in names), {k: tree[k] for k in keywords})
-    places = [_position(network, key, n) for key in keywords]
-    flat = list(args) + [None] * (max(places, default=n - 1) + 1 - n)
-    for place, key in zip(places, keywords, strict=True):
-        flat[place] = kwargs[key]
-    return tuple(flat), lambda tree: (tuple(tree[:n]), {k: tree[p] for k, p in zip(keywords, places, strict=True)})
-
-
-def _is_only_argument(spec: Mapping[Any, Spec], only: Tree | None, by_name: dict[str, Any] | None) -> bool:
-    """Whether a dict of specs mirrors the only argument, and not the arguments by their names."""
-    held = None if only is None else children(only)
-    if held is None:
-        return False
-    named = by_name is not None and set(spec) <= set(by_name)
-    mirrors = set(spec) <= set(held)
-    if named and mirrors and spec:
-        named, mirrors = fits(spec, by_name), fits(spec, only)
-        if named and mirrors:
-            keys = ", ".join(map(repr, spec))
-            raise ValueError(
-                f"`inputs` = {{{keys}: ...}} can be read in two ways: {keys} as the network's argument, or as what the "
-                f"only argument, {describe(only)}, holds. Write a tuple for the first, inputs=(spec of the argument,), "
-                "or name the argument for the second, inputs={argument: {...}}"
-            )
-    return mirrors or not named
-
-
-def _signature(network: Callable[..., Any] | None) -> inspect.Signature | None:
-    """What a network is called with, self left out; None where that cannot be known."""
-    network = getattr(network, "_orig_mod", network)  # a compiled module hides its signature
-    if network is None:
-        return None
-    try:
-        return inspect.signature(getattr(network, "forward", network))
-    except (TypeError, ValueError):  # built-in and scripted functions
-        return None
-
-
-def _names(network: Callable[..., Any] | None, args: tuple[Any, ...]) -> list[Any]:
-    """The names of positional arguments, as far as they have any."""
-    signature = _signature(network)
-    if signature is None:
-        return []
-    try:
-        bound = signature.bind_partial(*args).arguments
-    except TypeError as error:
-        raise ValueError(f"the network cannot be called with {len(args)} arguments by position: {error}") from None
-    return [name for name in bound if signature.parameters[name].kind is not inspect.Parameter.VAR_POSITIONAL]
-
-
-def _position(network: Callable[..., Any] | None, key: str, n: int) -> int:
-    """The place of a keyword argument among the positional ones, behind the first n."""
-    signature = _signature(network)
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    names = [] if signature is None else [p.name for p in signature.parameters.values() if p.kind in kinds]
-    if key not in names[n:]:
-        raise ValueError(
-            f"the network was called with the keyword {key!r} whose position is unknown: "
-            f"write `inputs` as a dict of keyword names, e.g. {{{key!r}: ...}}"
-        )
-    return names.index(key)

@@ -10,7 +10,8 @@ from lightning_equiv.groups.group import Group, GroupElement
 from lightning_equiv.groups.product import as_group
 from lightning_equiv.representations.invariant import NodeIndex
 from lightning_equiv.representations.representation import Representation
-from lightning_equiv.symmetry.call import BoundCall, BoundTree, act, bind_tensors, pack, part_name
+from lightning_equiv.symmetry.arguments import pack
+from lightning_equiv.symmetry.call import BoundCall, BoundTree, act, bind_tensors, part_name
 from lightning_equiv.symmetry.graphs import Inputs, find_inputs, index_path
 from lightning_equiv.symmetry.tree import Spec, Tree, as_spec, declared, flatten, leaves, named
 
