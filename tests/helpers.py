@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from lightning_equiv import Symmetry
+from lightning_equiv.metrics.functional import Kind, error_sums
+from lightning_equiv.metrics.measurement import measuring
 
 # Of a result of size one against an exact one: rounded once (bfloat16), or some roundings long.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 1e-2}
@@ -42,3 +47,11 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
         yield
     finally:
         torch.set_default_dtype(before)
+
+
+def sums_of(
+    network: Any, args: Any, symmetry: Symmetry, *, num_samples: int | None, kind: Kind, **settings: Any
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Numerators and denominators of the equivariance error of one call."""
+    with measuring(network, args, symmetry, **settings) as measurement:
+        return error_sums(measurement, measurement.elements(num_samples), kind)

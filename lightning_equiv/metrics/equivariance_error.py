@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Callable, Sequence
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,8 @@ from torchmetrics import Metric
 from lightning_equiv._checks import check_number
 from lightning_equiv._random import derived_generator
 from lightning_equiv.groups.group import element_dtype
-from lightning_equiv.metrics.functional import Kind, equivariance_sums, reduce_sums
+from lightning_equiv.metrics.functional import Kind, check_kind, error_sums, reduce_sums
+from lightning_equiv.metrics.measurement import measuring
 from lightning_equiv.symmetry.call import TOTAL
 from lightning_equiv.symmetry.symmetry import Symmetry, as_symmetry
 from lightning_equiv.wiring.ranks import process_rank
@@ -79,8 +80,7 @@ class EquivarianceError(Metric):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if kind not in get_args(Kind):
-            raise ValueError(f"expected kind to be one of {get_args(Kind)}, got {kind!r}")
+        check_kind(kind)
         for name, value in (("num_samples", num_samples), ("chunk_size", chunk_size)):
             check_number(name, value, least=1, whole=True, optional=True)
         self.symmetry = as_symmetry(symmetry)
@@ -113,17 +113,16 @@ class EquivarianceError(Metric):
         """Measure one batch: `network(*args, **kwargs)` and its moved versions are run."""
         rank = process_rank()
         update = self._updates_before + self._update_count
-        sums = equivariance_sums(
+        with measuring(
             network,
             args,
             self.symmetry,
             kwargs=kwargs,
-            num_samples=self.num_samples,
-            kind=self.kind,
             chunk_size=self.chunk_size,
             generator=derived_generator("EquivarianceError", self.seed, rank, update),
             needs_grad=self.needs_grad,
-        )
+        ) as measurement:
+            sums = error_sums(measurement, measurement.elements(self.num_samples), self.kind)
         for part in self._parts:
             for side, values in zip(("numerator", "denominator"), sums.get(part, ()), strict=False):
                 name = self._state(side, part)

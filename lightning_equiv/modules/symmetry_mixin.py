@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_equiv._random import derived_generator
-from lightning_equiv.metrics.functional import Distance, as_distance, equivariance_losses
+from lightning_equiv.metrics.comparison import Distance, as_distance, equivariance_losses
 from lightning_equiv.metrics.monitor import EquivarianceMonitor
 from lightning_equiv.strategies.base import SymmetryCallback
 from lightning_equiv.symmetry.symmetry import Symmetry

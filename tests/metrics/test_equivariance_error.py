@@ -14,8 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchmetrics import Metric, MetricCollection
 
 from lightning_equiv import SO3, EquivarianceError, Point, Symmetry, equivariance_error
-from lightning_equiv.metrics.functional import Kind, equivariance_sums
-from tests.helpers import normal
+from lightning_equiv.metrics.functional import Kind
+from tests.helpers import normal, sums_of
 
 KINDS = get_args(Kind)
 VECTORS = Symmetry("SO(3)", "1o", "1o")
@@ -43,7 +43,7 @@ def whole(symmetry: Symmetry = C4, **kwargs: Any) -> EquivarianceError:
 
 def by_hand(network: nn.Module, x: Tensor, symmetry: Symmetry, kind: str) -> dict[str, float]:
     """The formulas of the docstring over a data set, from the errors of each input."""
-    sums = equivariance_sums(network, x, symmetry, num_samples=None, kind=kind)
+    sums = sums_of(network, x, symmetry, num_samples=None, kind=kind)
     return {
         part: {
             "relative": lambda a, b: float((a.sum() / b.sum()).sqrt()),

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_equiv import SO3, Invariant, IrrepsTensor, Permuted, Point, Symmetry, equivariance_error
-from lightning_equiv.metrics.functional import Kind, compare, equivariance_sums, reduce_sums
+from lightning_equiv.metrics.comparison import compare
+from lightning_equiv.metrics.functional import Kind, reduce_sums
 from lightning_equiv.wiring.call_recorder import CallRecorder, recording_paused
-from tests.helpers import TOLERANCE, default_dtype, global_seed, normal, seeded
+from tests.helpers import TOLERANCE, default_dtype, global_seed, normal, seeded, sums_of
 
 KINDS = get_args(Kind)
 VECTORS = Symmetry("SO(3)", "1o", "1o")
@@ -221,7 +222,7 @@ def test_each_irrep_by_itself_and_the_total(kind):
 def test_total_is_the_sum_of_squares_of_the_parts():
     arguments = (mlp(3, 6), normal(3, 3), IRREPS)
     for kind in ("relative", "orbit_mean"):
-        sums = equivariance_sums(*arguments, num_samples=4, kind=kind, generator=seeded())
+        sums = sums_of(*arguments, num_samples=4, kind=kind, generator=seeded())
         power = 1 if kind == "relative" else 2
         for side in (0, 1)[: 2 if kind == "relative" else 1]:
             total = sum(pair[side] ** power for part, pair in sums.items() if part != "total")
@@ -265,7 +266,7 @@ def test_parts_are_named_by_where_they_lie(outputs, network, names):
     assert list(symmetry.bind(network, (x,)).output(network(x)).parts()) == names
     errors = equivariance_error(network, x, symmetry, per_irrep=True, num_samples=3, generator=seeded())
     assert list(errors) == ["total", *names]
-    squares = equivariance_sums(network, x, symmetry, num_samples=3, kind="relative", generator=seeded())
+    squares = sums_of(network, x, symmetry, num_samples=3, kind="relative", generator=seeded())
     torch.testing.assert_close(squares["total"][0], sum(squares[name][0] for name in names))
 
 

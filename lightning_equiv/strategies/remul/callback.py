@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lightning_equiv._checks import check_number
 from lightning_equiv.layers.hidden_parameters import own_parameters
-from lightning_equiv.metrics.functional import Distance, as_distance, equivariance_losses
+from lightning_equiv.metrics.comparison import Distance, as_distance, equivariance_losses
 from lightning_equiv.strategies.base import SymmetryCallback
 from lightning_equiv.strategies.remul.gradnorm import gradnorm_weights
 from lightning_equiv.strategies.remul.labels import Targets, find_labels, weights_of

@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
-from lightning_equiv.metrics.functional import NoGradientError
+from lightning_equiv.metrics.comparison import NoGradientError
 from lightning_equiv.wiring.frozen_randomness import Versions, buffer_versions, frozen_randomness
 from lightning_equiv.wiring.random_state import RandomState
 

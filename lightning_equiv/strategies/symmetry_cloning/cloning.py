@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from lightning_equiv._random import derived_generator
 from lightning_equiv.layers.hidden_parameters import own_parameters
-from lightning_equiv.metrics.functional import equivariance_sums, reduce_sums
+from lightning_equiv.metrics.functional import error_sums, reduce_sums
+from lightning_equiv.metrics.measurement import measuring
 from lightning_equiv.strategies.symmetry_cloning.inputs import (
     Args,
     Draws,
@@ -229,15 +230,10 @@ def measured_error(
     if like is not None:
         args, tau = in_precision(like.dtype, (args, tau))
     positional = (*args[0], *(() if tau is None else (tau,)))
-    sums = equivariance_sums(
-        network,
-        positional,
-        symmetry,
-        kwargs=args[1],
-        num_samples=4,
-        kind="relative",
-        needs_grad=settings.needs_grad,
-        generator=derived_generator("measured_error", settings.seed),
-    )
+    generator = derived_generator("measured_error", settings.seed)
+    with measuring(
+        network, positional, symmetry, kwargs=args[1], generator=generator, needs_grad=settings.needs_grad
+    ) as measurement:
+        sums = error_sums(measurement, measurement.elements(num_samples=4), "relative")
     numerator, denominator = sums[TOTAL]
     return float(reduce_sums(numerator.sum(), denominator.sum(), "relative"))
