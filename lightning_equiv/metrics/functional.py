@@ -103,7 +103,7 @@ def error_sums(measurement: Measurement, elements: GroupElement, kind: Kind) -> 
     check_kind(kind)
     n, f_x = measurement.num_inputs, measurement.f_x
 
-    def figure(f_gx: BoundTree, g_fx: BoundTree) -> dict[str, Tensor]:
+    def figure(_: GroupElement, f_gx: BoundTree, g_fx: BoundTree) -> dict[str, Tensor]:
         left, right = f_gx.parts(), g_fx.parts()
         d = {part: left[part] - right[part] for part in left}
         if kind == "orbit_mean":

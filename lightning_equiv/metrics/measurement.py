@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from lightning_equiv._checks import check_number
 from lightning_equiv.groups.group import Group, GroupElement
 from lightning_equiv.groups.product import as_group
 from lightning_equiv.metrics.comparison import compare
@@ -100,8 +101,10 @@ class Measurement:
             )
         return self.group.sample(num_samples * n, generator=self.generator, device=device)
 
-    def for_each_chunk(self, elements: GroupElement, figure: Callable[[BoundTree, BoundTree], Figure]) -> list[Figure]:
-        """figure(f_gx, g_fx) of the elements, chunk by chunk; each side has `times` n inputs for as many elements.
+    def for_each_chunk(
+        self, elements: GroupElement, figure: Callable[[GroupElement, BoundTree, BoundTree], Figure]
+    ) -> list[Figure]:
+        """figure(g, f_gx, g_fx) of the elements g, chunk by chunk.
 
         Args:
             elements: K n of them.
@@ -113,9 +116,15 @@ class Measurement:
         n, found = self.num_inputs, []
         step = len(elements) if self.chunk_size is None else max(1, self.chunk_size // n) * n
         for start in range(0, len(elements), step):
-            found.append(figure(*compare(self.run, self.call, elements[start : start + step], self.f_x)))
+            g = elements[start : start + step]
+            found.append(figure(g, *compare(self.run, self.call, g, self.f_x)))
         self.call.inputs.check_unchanged()
         return found
+
+
+def check_chunk_size(chunk_size: int | None) -> None:
+    """TypeError or ValueError unless it is one."""
+    check_number("chunk_size", chunk_size, least=1, whole=True, optional=True)
 
 
 @contextmanager

@@ -143,6 +143,15 @@ class BoundTree:
             )
         return found
 
+    def part_owners(self) -> dict[str, Tensor | None]:
+        """The owner of every row of each part, named as in `parts()`; None where row i belongs to input i."""
+        return {
+            part_name(t.path, name): t.owner
+            for t in self.tensors
+            if not t.representation.shared
+            for name in t.representation.part_names
+        }
+
     def squared_norms(self, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """|x|^2 (inputs,) of parts named as in `parts()`, and of all together as "total"; a graph's rows are summed.
 
