@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from lightning_equiv._checks import check_number
+from lightning_equiv.groups.angles import rotation_angle
 from lightning_equiv.groups.group import AlgebraElement, Device, Group, GroupElement, element_dtype
 from lightning_equiv.groups.product import register_group
-from lightning_equiv.groups.rotation import antisymmetric, check_orthogonal, random_orthogonal
+from lightning_equiv.groups.rotation import O3, SO3, SpaceGroup, antisymmetric, check_orthogonal, random_orthogonal
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class EuclideanGroup(Group):
     dim = 6
     compact = False
     reflections = False
+    rotates = True
+    translation_dim = 3
 
     def __post_init__(self) -> None:
         check_number("the translation scale", self.scale, least=0)
@@ -75,6 +78,22 @@ class EuclideanGroup(Group):
 
     def translation(self, g: GroupElement) -> Tensor:
         return g.coordinates[1]
+
+    @property
+    def linear_part(self) -> SpaceGroup:
+        return O3() if self.reflections else SO3()
+
+    def embed(self, g: GroupElement) -> GroupElement:
+        return GroupElement(self, (g.matrix, g.matrix.new_zeros(len(g), 3)))
+
+    def shift(self, t: Tensor) -> GroupElement:
+        return GroupElement(self, (self.identity(len(t), device=t.device, dtype=t.dtype).matrix, t))
+
+    def turn_by(self, angle: Tensor, generator: torch.Generator | None) -> GroupElement:
+        return self.embed(self.linear_part.turn_by(angle, generator))
+
+    def angle(self, g: GroupElement) -> Tensor:
+        return rotation_angle(g.matrix)
 
     def algebra_matrix(self, a: AlgebraElement) -> Tensor:
         return antisymmetric(a.coefficients[..., :3])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_equiv._checks import check_number
-from lightning_equiv.groups.group import AlgebraElement, Device, Group, GroupElement, element_dtype
+from lightning_equiv.groups.group import AlgebraElement, Device, Group, GroupElement, Irreducible, element_dtype
 from lightning_equiv.groups.product import register_group
 from lightning_equiv.groups.rotation import rotation_2d
 
@@ -22,6 +22,7 @@ class PolygonGroup(Group):
     n: int
     space_dim = 2
     dim = 0
+    rotates = True
 
     def __post_init__(self) -> None:
         check_number("n (corners of the polygon)", self.n, least=1, most=2**31, whole=True)
@@ -52,6 +53,29 @@ class PolygonGroup(Group):
 
     def exp(self, a: AlgebraElement) -> GroupElement:
         return self.identity(len(a), device=a.device)
+
+    def turn_by(self, angle: Tensor, generator: torch.Generator | None) -> GroupElement:
+        steps = angle * (self.n / (2 * torch.pi))
+        if bool(((steps - steps.round()).abs() > 1e-6).any()):
+            raise ValueError(
+                f"expected multiples of 2 pi / {self.n} = {2 * math.pi / self.n:.6g} radians to turn by in {self}, "
+                f"got {float(angle[(steps - steps.round()).abs().argmax()]):.6g}"
+            )
+        sign = 1 - 2 * torch.randint(2, steps.shape, generator=generator, device=steps.device)
+        k = sign * steps.round().long() % self.n
+        return GroupElement(self, (k, *[torch.zeros_like(k) for _ in self.moduli[1:]]))
+
+    def angle(self, g: GroupElement) -> Tensor:
+        """That of a rotation; pi for a reflection, as its proper part in space, det * matrix, is a half turn."""
+        k, *flip = g.coordinates
+        angle = torch.minimum(k, self.n - k).to(element_dtype(k.device)) * (2 * torch.pi / self.n)
+        return torch.where(flip[0] == 1, torch.pi, angle) if flip else angle
+
+    def modes(self, g: GroupElement) -> Tensor:
+        """(n // 2 + 1, m): cos(2 pi j k / n) of the turns by 2 pi k / n, for each Fourier mode j of the polygon."""
+        k = g.coordinates[0]
+        j = torch.arange(self.n // 2 + 1, device=k.device)[:, None]
+        return (2 * torch.pi / self.n * (j * k % self.n).to(element_dtype(k.device))).cos()
 
     def turn(self, g: GroupElement) -> Tensor:
         """(m, 2, 2) rotations by 2 pi k / n; exact where the entries are whole numbers."""
@@ -86,6 +110,14 @@ class Cyclic(PolygonGroup):
     def matrix(self, g: GroupElement) -> Tensor:
         return self.turn(g)
 
+    def irreducibles(self, highest: int) -> list[Irreducible]:
+        return [Irreducible(str(m), 2 if 0 < 2 * m < self.n else 1) for m in range(self.n // 2 + 1)]
+
+    def kernels(self, g: GroupElement, highest: int) -> Tensor:
+        modes = self.modes(g)
+        dims = torch.tensor([r.dim for r in self.irreducibles(highest)], device=g.device, dtype=modes.dtype)
+        return dims[:, None] * modes  # 2 cos(m a) of a pair of modes +-m; 1 and (-1)^k
+
     def __str__(self) -> str:
         return f"C{self.n}"
 
@@ -118,6 +150,20 @@ class Dihedral(PolygonGroup):
         turn, f = self.turn(g), g.coordinates[1]
         flip = torch.stack([torch.ones_like(f), 1 - 2 * f], dim=-1)[:, None, :]
         return turn * flip  # R diag(1, -1)^f
+
+    def irreducibles(self, highest: int) -> list[Irreducible]:
+        names = ["A1", "A2", "B1", "B2"] if self.n % 2 == 0 else ["A1", "A2"]
+        planes = [Irreducible(f"E{m}", 2) for m in range(1, (self.n + 1) // 2)]
+        return [Irreducible(name, 1) for name in names] + planes
+
+    def kernels(self, g: GroupElement, highest: int) -> Tensor:
+        modes, flip = self.modes(g), g.coordinates[1]
+        sign = 1 - 2 * flip
+        lines = [torch.ones_like(modes[0]), sign.to(modes)]
+        if self.n % 2 == 0:
+            lines += [modes[-1].round(), modes[-1].round() * sign]  # (-1)^k
+        planes = 4 * modes[1 : (self.n + 1) // 2] * (1 - flip)  # d chi = 2 x 2 cos(m a); a reflection has trace 0
+        return torch.cat([torch.stack(lines), planes])
 
     def __str__(self) -> str:
         return f"D{self.n}"

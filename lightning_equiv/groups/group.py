@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import ClassVar, TypeVar
+from typing import ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,6 +21,14 @@ def element_dtype(device: torch.device | str | None) -> torch.dtype:
     return torch.float32 if device is not None and torch.device(device).type == "mps" else torch.float64
 
 
+class Irreducible(NamedTuple):
+    """One irreducible real representation: its name, its dimension, and minus the Laplacian's eigenvalue on it."""
+
+    name: str
+    dim: int
+    casimir: float = 0.0
+
+
 class Group(ABC):
     """A group: how its elements are drawn, composed and inverted.
 
@@ -31,12 +39,16 @@ class Group(ABC):
         order: number of its elements; None for an infinite group.
         compact: whether a uniform (Haar) distribution exists on it.
         space_dim: dimension of the vectors that its matrices move; None for a group without matrices.
+        rotates: whether it has rotations by an angle, see `turns` and `angle`.
+        translation_dim: dimension of its translations; None for a group without.
     """
 
     dim: int
     order: int | None = None
     compact: bool = True
     space_dim: int | None = None
+    rotates: bool = False
+    translation_dim: int | None = None
     product_type: ClassVar[type]  # set where `Product` is defined, which builds on groups
 
     # ---- what every group defines -------------------------------------------------------------------------------
@@ -91,6 +103,40 @@ class Group(ABC):
     def algebra_translation(self, a: AlgebraElement) -> Tensor | None:
         """(n, d) translational part of a, or None."""
         return None
+
+    @property
+    def linear_part(self) -> Group | None:
+        """What is left without the translations: the group itself where it has none; None if nothing is left."""
+        return self
+
+    def embed(self, g: GroupElement) -> GroupElement:
+        """Elements of `linear_part` as elements of this group."""
+        return g
+
+    def shift(self, t: Tensor) -> GroupElement:
+        """The translations by t (n, translation_dim)."""
+        raise ValueError(f"{self} has no translations: expected T(n), SE(3), E(3) or a product with one of them")
+
+    def turn_by(self, angle: Tensor, generator: torch.Generator | None) -> GroupElement:
+        """Rotations by `angle` (n,) in radians about axes drawn uniformly; drawn where `angle` lies."""
+        raise ValueError(f"{self} has no rotations: expected a group such as SO(2), SO(3), SE(3), C4 or D4")
+
+    def angle(self, g: GroupElement) -> Tensor:
+        """(n,) rotation angles in [0, pi]."""
+        raise ValueError(f"{self} has no rotations: expected elements of a group such as SO(2), SO(3), SE(3), C4 or D4")
+
+    def irreducibles(self, highest: int) -> list[Irreducible]:
+        """The irreducible representations, the trivial one first; those of an infinite group up to `highest`."""
+        raise ValueError(f"the irreducible representations of {self} are not known: define `irreducibles`, `kernels`")
+
+    def kernels(self, g: GroupElement, highest: int) -> Tensor:
+        """(number of irreducibles, n) reproducing kernels at g, see `Harmonics`."""
+        raise ValueError(f"the irreducible representations of {self} are not known: define `irreducibles`, `kernels`")
+
+    def grid(self, degree: int) -> tuple[GroupElement, Tensor]:
+        """Elements and weights that integrate what `quadrature` promises; all elements of a finite group."""
+        elements = self.elements()
+        return elements, torch.full((len(elements),), 1 / len(elements), dtype=torch.float64)
 
     # ---- what every group inherits ----------------------------------------------------------------------------------
     def sample(

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from lightning_equiv._checks import check_number
-from lightning_equiv.groups.group import AlgebraElement, Device, Group, GroupElement
+from lightning_equiv.groups.group import AlgebraElement, Device, Group, GroupElement, Irreducible, element_dtype
+from lightning_equiv.groups.harmonics import cycle_class, partitions, symmetric_characters
 from lightning_equiv.groups.product import register_group
 
 _MOST_LISTED = 8
@@ -85,6 +86,24 @@ class Permutation(Group):
 
     def exp(self, a: AlgebraElement) -> GroupElement:
         return self.identity(len(a), device=a.device)
+
+    def irreducibles(self, highest: int) -> list[Irreducible]:
+        self._check_characters()
+        characters = symmetric_characters(self.n)[:, -1]  # of the class 1 + 1 + ..: the identity
+        names = [f"[{','.join(map(str, shape))}]" for shape in partitions(self.n)]
+        return [Irreducible(name, int(d)) for name, d in zip(names, characters, strict=True)]
+
+    def kernels(self, g: GroupElement, highest: int) -> Tensor:
+        self._check_characters()
+        characters = symmetric_characters(self.n).to(g.device, element_dtype(g.device))
+        return (characters[:, -1:] * characters)[:, cycle_class(g.permutation)]
+
+    def _check_characters(self) -> None:
+        if self.n > _MOST_LISTED:
+            raise ValueError(
+                f"the irreducible representations of {self} are too many: a spectrum needs n <= {_MOST_LISTED}; "
+                "take the metric `equivariance_error`, which draws permutations"
+            )
 
     def permutation(self, g: GroupElement) -> Tensor:
         return g.coordinates[0]

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import functools
+import itertools
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_equiv.groups.group import AlgebraElement, Device, Group, GroupElement
+from lightning_equiv.groups.group import AlgebraElement, Device, Group, GroupElement, Irreducible
 
 
 @dataclass(frozen=True)
@@ -84,9 +87,7 @@ class Product(Group):
         return self._join([part.exp() for part in self.algebra_parts(a)])
 
     def elements(self, *, device: Device = None) -> GroupElement:
-        lists = [f.elements(device=device) for f in self.factors]
-        grid = torch.cartesian_prod(*[torch.arange(len(e), device=device) for e in lists]).reshape(-1, len(lists))
-        return self._join([e[index] for e, index in zip(lists, grid.unbind(1), strict=True)])
+        return self._combined([f.elements(device=device) for f in self.factors])
 
     def generators(self, *, device: Device = None) -> GroupElement:
         found = []
@@ -120,6 +121,78 @@ class Product(Group):
     def algebra_translation(self, a: AlgebraElement) -> Tensor | None:
         part = self._the_one_with_space()
         return None if part is None else self.algebra_parts(a)[part].translation
+
+    @property
+    def rotates(self) -> bool:  # type: ignore[override]
+        return any(f.rotates for f in self.factors)
+
+    @property
+    def translation_dim(self) -> int | None:  # type: ignore[override]
+        dims = [f.translation_dim for f in self.factors if f.translation_dim is not None]
+        return dims[0] if len(dims) == 1 else None
+
+    @property
+    def linear_part(self) -> Group | None:
+        found = [part for part in (f.linear_part for f in self.factors) if part is not None]
+        return found[0] if len(found) == 1 else Product(tuple(found)) if found else None
+
+    def embed(self, g: GroupElement) -> GroupElement:
+        rest, reals = iter(g.parts), [c.dtype for c in g.coordinates if c.is_floating_point()]
+        dtype = reals[0] if reals else None
+        return self._join(
+            [
+                f.identity(len(g), device=g.device, dtype=dtype) if f.linear_part is None else f.embed(next(rest))
+                for f in self.factors
+            ]
+        )
+
+    def shift(self, t: Tensor) -> GroupElement:
+        one = self._the_only([f.translation_dim is not None for f in self.factors], "translations")
+        return self._join(
+            [
+                f.shift(t) if i == one else f.identity(len(t), device=t.device, dtype=t.dtype)
+                for i, f in enumerate(self.factors)
+            ]
+        )
+
+    def turn_by(self, angle: Tensor, generator: torch.Generator | None) -> GroupElement:
+        one = self._the_only([f.rotates for f in self.factors], "rotations")
+        return self._join(
+            [
+                f.turn_by(angle, generator) if i == one else f.identity(len(angle), device=angle.device)
+                for i, f in enumerate(self.factors)
+            ]
+        )
+
+    def angle(self, g: GroupElement) -> Tensor:
+        part = g.parts[self._the_only([f.rotates for f in self.factors], "rotations")]
+        return part.group.angle(part)
+
+    def irreducibles(self, highest: int) -> list[Irreducible]:
+        choices = itertools.product(*(f.irreducibles(highest) for f in self.factors))
+        return [
+            Irreducible(" x ".join(r.name for r in c), math.prod(r.dim for r in c), sum(r.casimir for r in c))
+            for c in choices
+        ]
+
+    def kernels(self, g: GroupElement, highest: int) -> Tensor:
+        found = [part.group.kernels(part, highest) for part in g.parts]
+        return functools.reduce(lambda a, b: (a[:, None] * b).flatten(0, 1), found)
+
+    def grid(self, degree: int) -> tuple[GroupElement, Tensor]:
+        grids = [f.grid(degree) for f in self.factors]
+        weights = functools.reduce(lambda a, b: (a[:, None] * b).flatten(), [w for _, w in grids])
+        return self._combined([g for g, _ in grids]), weights
+
+    def _combined(self, lists: Sequence[GroupElement]) -> GroupElement:
+        """Every choice of one element from each list; the last factor runs fastest."""
+        choices = torch.cartesian_prod(*[torch.arange(len(e), device=e.device) for e in lists])
+        return self._join([e[i] for e, i in zip(lists, choices.reshape(-1, len(lists)).unbind(1), strict=True)])
+
+    def _the_only(self, has: list[bool], what: str) -> int:
+        if sum(has) != 1:
+            raise ValueError(f"expected {what} in one factor of {self}, got {sum(has)}: take the factors one by one")
+        return has.index(True)
 
     def _the_one_with_space(self) -> int | None:
         found = [i for i, f in enumerate(self.factors) if f.space_dim is not None]

@@ -7,8 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_equiv.groups.group import AlgebraElement, Device, Group, GroupElement, element_dtype
+from lightning_equiv.groups.angles import plane_angle, rotation_angle
+from lightning_equiv.groups.group import AlgebraElement, Device, Group, GroupElement, Irreducible, element_dtype
+from lightning_equiv.groups.harmonics import cosines
 from lightning_equiv.groups.product import register_group
+from lightning_equiv.groups.quadrature import circle_rule, quaternion_rule
 
 
 class OrthogonalGroup(Group):
@@ -16,6 +19,7 @@ class OrthogonalGroup(Group):
 
     space_dim: int
     reflections: bool = False
+    rotates = True
 
     @property
     def dim(self) -> int:  # type: ignore[override]
@@ -67,12 +71,65 @@ class SO2(OrthogonalGroup):
 
     space_dim = 2
 
+    def turn_by(self, angle: Tensor, generator: torch.Generator | None) -> GroupElement:
+        sign = 1 - 2 * torch.randint(2, angle.shape, generator=generator, device=angle.device)
+        return GroupElement(self, (rotation_2d(sign * angle),))
+
+    def angle(self, g: GroupElement) -> Tensor:
+        return plane_angle(g.matrix).abs()
+
+    def irreducibles(self, highest: int) -> list[Irreducible]:
+        return [Irreducible(str(m), 2 if m else 1, m * m) for m in range(highest + 1)]
+
+    def kernels(self, g: GroupElement, highest: int) -> Tensor:
+        modes = cosines(self.angle(g), highest)
+        return torch.cat([modes[:1], 2 * modes[1:]])
+
+    def grid(self, degree: int) -> tuple[GroupElement, Tensor]:
+        angle, weights = circle_rule(degree)
+        return GroupElement(self, (rotation_2d(angle),)), weights
+
     def __str__(self) -> str:
         return "SO(2)"
 
 
+class SpaceGroup(OrthogonalGroup):
+    """What SO(3) and O(3) share: rotations of space, and the degrees of functions on them."""
+
+    space_dim = 3
+
+    def turn_by(self, angle: Tensor, generator: torch.Generator | None) -> GroupElement:
+        axis = torch.randn(len(angle), 3, generator=generator, device=angle.device, dtype=angle.dtype)
+        half = angle[:, None] / 2
+        q = torch.cat([half.cos(), half.sin() * axis / axis.norm(dim=-1, keepdim=True)], dim=-1)
+        return GroupElement(self, (quaternion_to_matrix(q),))
+
+    def angle(self, g: GroupElement) -> Tensor:
+        return rotation_angle(g.matrix)
+
+    def irreducibles(self, highest: int) -> list[Irreducible]:
+        parities = ("e", "o") if self.reflections else ("",)
+        return [Irreducible(f"{j}{p}", 2 * j + 1, j * (j + 1)) for j in range(highest + 1) for p in parities]
+
+    def kernels(self, g: GroupElement, highest: int) -> Tensor:
+        modes = cosines(self.angle(g), highest)
+        dims = 2 * torch.arange(highest + 1, device=modes.device)[:, None] + 1
+        found = dims * (2 * modes.cumsum(0) - 1)  # (2J+1) (1 + 2 cos a + .. + 2 cos(J a))
+        if not self.reflections:
+            return found
+        parity = torch.linalg.det(g.matrix).sign().to(found)
+        return torch.stack([found, found * parity], dim=1).flatten(0, 1)
+
+    def grid(self, degree: int) -> tuple[GroupElement, Tensor]:
+        q, weights = quaternion_rule(degree)
+        matrix = quaternion_to_matrix(q)
+        if self.reflections:
+            matrix, weights = torch.cat([matrix, -matrix]), torch.cat([weights, weights]) / 2
+        return GroupElement(self, (matrix,)), weights
+
+
 @dataclass(frozen=True)
-class SO3(OrthogonalGroup):
+class SO3(SpaceGroup):
     """Rotations of space.
 
     Haar elements are normalised Gaussian quaternions. Basis of the Lie algebra: the rotations about x, y, z.
@@ -83,14 +140,12 @@ class SO3(OrthogonalGroup):
         True
     """
 
-    space_dim = 3
-
     def __str__(self) -> str:
         return "SO(3)"
 
 
 @dataclass(frozen=True)
-class O3(OrthogonalGroup):
+class O3(SpaceGroup):
     """Rotations and reflections of space: a rotation, times the inversion with probability one half.
 
     Examples:
@@ -98,7 +153,6 @@ class O3(OrthogonalGroup):
         [-1.0, 1.0]
     """
 
-    space_dim = 3
     reflections = True
 
     def generators(self, *, device: Device = None) -> GroupElement:

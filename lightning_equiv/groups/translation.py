@@ -45,6 +45,17 @@ class Translation(Group):
     def space_dim(self) -> int:  # type: ignore[override]
         return self.n
 
+    @property
+    def translation_dim(self) -> int:  # type: ignore[override]
+        return self.n
+
+    @property
+    def linear_part(self) -> None:
+        return None
+
+    def shift(self, t: Tensor) -> GroupElement:
+        return GroupElement(self, (t,))
+
     def element(self, translation: Tensor) -> GroupElement:
         """The elements x -> x + t, checked.
 
