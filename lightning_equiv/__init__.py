@@ -23,6 +23,7 @@ from lightning_equiv.layers.teachers import (
 from lightning_equiv.metrics.equivariance_error import EquivarianceError
 from lightning_equiv.metrics.functional import equivariance_error
 from lightning_equiv.metrics.monitor import EquivarianceMonitor
+from lightning_equiv.metrics.spectrum import EquivarianceSpectrum, Spectrum, equivariance_spectrum
 from lightning_equiv.modules.symmetry_mixin import SymmetryMixin
 from lightning_equiv.modules.symmetry_module import ClassificationModule, RegressionModule, SymmetryModule
 from lightning_equiv.representations.cartesian import CartesianTensor, Point
@@ -66,6 +67,7 @@ __all__ = [
     "EdgeNumbers",
     "EquivarianceError",
     "EquivarianceMonitor",
+    "EquivarianceSpectrum",
     "EquivariantLinear",
     "EquivariantTensorProduct",
     "Factor",
@@ -91,6 +93,7 @@ __all__ = [
     "RelaxedLayer",
     "Representation",
     "Shifted",
+    "Spectrum",
     "Symmetry",
     "SymmetryCallback",
     "SymmetryCloning",
@@ -105,4 +108,5 @@ __all__ = [
     "as_representation",
     "citation",
     "equivariance_error",
+    "equivariance_spectrum",
 ]

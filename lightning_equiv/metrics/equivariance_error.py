@@ -59,6 +59,7 @@ class EquivarianceError(RatioMetric):
     """
 
     what = "equivariance error"
+    for_zeros = " (kind='absolute' measures such a network)"
 
     def __init__(
         self,

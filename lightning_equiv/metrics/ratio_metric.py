@@ -33,6 +33,7 @@ class RatioMetric(Metric):
         figures: their names, the most important one first.
         root: they are roots of ratios.
         what: the metric in words, for messages.
+        for_zeros: which setting measures a network that returns 0, in words.
     """
 
     full_state_update = False
@@ -40,6 +41,7 @@ class RatioMetric(Metric):
     higher_is_better = False
     plot_lower_bound = 0.0
     what: ClassVar[str]
+    for_zeros: ClassVar[str] = ""
 
     def __init__(
         self,
@@ -133,7 +135,7 @@ class RatioMetric(Metric):
         if not bool(torch.isfinite(first)):
             raise ValueError(
                 f"the {self.what} is {float(first)}: the network returned NaN or infinity for some input, or 0 for "
-                "every one (kind='absolute' measures such a network)"
+                f"every one{self.for_zeros}"
             )
         return found
 
