@@ -21,9 +21,12 @@ from lightning_equiv.layers.teachers import (
     Teacher,
 )
 from lightning_equiv.metrics.equivariance_error import EquivarianceError
+from lightning_equiv.metrics.floor import NoiseFloor, noise_floor
 from lightning_equiv.metrics.functional import equivariance_error
+from lightning_equiv.metrics.labelled import ClassChanges, OrientedErrors, class_changes, oriented_errors
 from lightning_equiv.metrics.monitor import EquivarianceMonitor
 from lightning_equiv.metrics.spectrum import EquivarianceSpectrum, Spectrum, equivariance_spectrum
+from lightning_equiv.metrics.worst_case import WorstCase, worst_case
 from lightning_equiv.modules.symmetry_mixin import SymmetryMixin
 from lightning_equiv.modules.symmetry_module import ClassificationModule, RegressionModule, SymmetryModule
 from lightning_equiv.representations.cartesian import CartesianTensor, Point
@@ -55,6 +58,7 @@ __all__ = [
     "AlgebraElement",
     "CartesianTensor",
     "CircularConvolution",
+    "ClassChanges",
     "ClassificationModule",
     "ClonedLayer",
     "Composed",
@@ -82,6 +86,8 @@ __all__ = [
     "IrrepsTensor",
     "LayerFamily",
     "NodeIndex",
+    "NoiseFloor",
+    "OrientedErrors",
     "Per",
     "Permutation",
     "Permuted",
@@ -104,9 +110,14 @@ __all__ = [
     "VectorChannelsLast",
     "VectorField",
     "VectorNeurons",
+    "WorstCase",
     "as_group",
     "as_representation",
     "citation",
+    "class_changes",
     "equivariance_error",
     "equivariance_spectrum",
+    "noise_floor",
+    "oriented_errors",
+    "worst_case",
 ]

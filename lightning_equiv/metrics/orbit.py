@@ -51,6 +51,10 @@ class Orbit:
         """(K, n) |w_k|^2 of every part and of all together as "total"."""
         return _with_total({p: self.per_input(p, w.square().sum(-1)) for p, w in self.changes.items()})
 
+    def mean_squares(self) -> dict[str, Tensor]:
+        """(n,) |mean_k w_k|^2 of every part and of all together as "total"."""
+        return _with_total({p: self.per_input(p, w.mean(0).square().sum(-1)) for p, w in self.changes.items()})
+
     def norms(self) -> dict[str, Tensor]:
         """(n,) |f(x)|^2 of every part and of all together as "total"."""
         return _with_total({p: self.per_input(p, f.square().sum(-1)) for p, f in self.f_x.items()})
