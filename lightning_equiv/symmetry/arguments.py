@@ -80,6 +80,13 @@ def _signature(network: Callable[..., Any] | None) -> inspect.Signature | None:
         return None
 
 
+def parameters(network: Callable[..., Any] | None) -> list[str]:
+    """The names of what a network takes; none where its signature is not known."""
+    signature = _signature(network)
+    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [] if signature is None else [name for name, p in signature.parameters.items() if p.kind not in variable]
+
+
 def _names(network: Callable[..., Any] | None, args: tuple[Any, ...]) -> list[Any]:
     """The names of positional arguments, as far as they have any."""
     signature = _signature(network)

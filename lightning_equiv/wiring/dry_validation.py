@@ -23,7 +23,8 @@ def dry_validation_step(
     """What `module.validation_step` would log for a batch; nothing is logged.
 
     No metric, buffer or random generator of the module moves.
-    Values that are metric objects are left out: their value belongs to the whole epoch.
+    Values that are metric objects are left out: their value belongs to the whole epoch. A module without a Trainer has
+    one validation loader.
     """
     seen: dict[str, Tensor] = {}
 
@@ -39,7 +40,7 @@ def dry_validation_step(
     args: tuple[Any, ...] = (batch,)
     if is_param_in_hook_signature(module.validation_step, "batch_idx", min_args=2):
         args += (batch_idx,)
-    if len(module.trainer.num_val_batches) > 1:
+    if module._trainer is not None and len(module.trainer.num_val_batches) > 1:
         args += (dataloader_idx,)
     with ExitStack() as undo, _metrics_kept(module), random_state_kept(), buffers_kept(module):
         undo.callback(override(module, "log", log))

@@ -1,0 +1,187 @@
+"""From data to calls of a network: what is measured, and the labels beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+
+from lightning_equiv.symmetry.arguments import Arguments, parameters
+from lightning_equiv.symmetry.symmetry import Symmetry
+from lightning_equiv.symmetry.tree import Tree, children, describe, is_graph, lookup, map_tensors
+from lightning_equiv.wiring.call_recorder import CallRecorder
+from lightning_equiv.wiring.dry_validation import dry_validation_step
+from lightning_equiv.wiring.evaluation import evaluating
+from lightning_equiv.wiring.network import find_network
+
+Batches = Iterable[Any]
+_LOADERS = ("test_dataloader", "val_dataloader", "predict_dataloader", "train_dataloader")
+
+
+@dataclass(frozen=True)
+class AuditCall:
+    """A call of the network, and the labels of its inputs.
+
+    Attributes:
+        args: positional arguments.
+        kwargs: keyword arguments.
+        labels: shaped as the output, or class numbers; None where there are none.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    labels: Tree = None
+
+    def first(self, network: Callable[..., Any], symmetry: Symmetry, most: int) -> AuditCall:
+        """The call with its first `most` inputs; a batch of graphs is left as it is."""
+        call = symmetry.bind(network, self.args, self.kwargs)
+        n = call.num_inputs
+        if n <= most or call.inputs.inputs.node is not None:
+            return self
+        rows = [t.x if t.shared else t.x[: most * (len(t.x) // n)] for t in call.inputs.tensors]
+        args, kwargs = call.unpack(call.inputs.put(iter(rows)))
+        cut = map_tensors(lambda y: y[: most * (len(y) // n)] if y.ndim and len(y) % n == 0 else y, self.labels)
+        return AuditCall(args, kwargs, cut)
+
+
+def calls_of(
+    model: Callable[..., Any],
+    data: Any,
+    symmetry: Symmetry,
+    *,
+    network: str | None = None,
+    inputs: Callable[[Any], Any] | None = None,
+    labels: Any = None,
+) -> Iterator[AuditCall]:
+    """The calls of a network on data, one or more a batch, on the network's device.
+
+    Args:
+        model: the network; or a LightningModule of which a sub-module is meant.
+        data: a batch, a list or loader of batches, or a LightningDataModule.
+        symmetry: whose `inputs` say which parts of a batch the network takes.
+        network: dotted name of the sub-module that is meant: its calls in `validation_step` are recorded.
+        inputs: batch -> what the network takes: a tuple of positional arguments, a dict of keywords, or the only
+            argument.
+        labels: where the labels of a batch are: a key, an index, a path, or a function of the batch.
+
+    Raises:
+        ValueError: a batch from which the network's arguments cannot be told; labels that are not there.
+    """
+    device = next((p.device for p in model.parameters()), None) if isinstance(model, nn.Module) else None
+    for number, batch in enumerate(batches_of(data)):
+        batch = _moved(model, batch, device)
+        y = None if labels is None else labels(batch) if callable(labels) else lookup(batch, labels, "labels")
+        if network is not None:
+            yield from (AuditCall(args, kwargs, y) for args, kwargs in _recorded(model, network, batch, number))
+            continue
+        args, kwargs = _taken(model, batch, symmetry) if inputs is None else _as_arguments(inputs(batch))
+        yield AuditCall(args, kwargs, y)
+
+
+def _as_arguments(value: Any) -> Arguments:
+    """A tuple is positional, a dict goes by name, anything else is the only argument."""
+    if isinstance(value, tuple):
+        return value, {}
+    return ((), dict(value)) if isinstance(value, Mapping) else ((value,), {})
+
+
+def batches_of(data: Any) -> Batches:
+    """The batches of what a user calls data.
+
+    A list is a batch where it holds tensors side by side, as a loader's default collation makes it, and else batches.
+    """
+    if isinstance(data, L.LightningDataModule):
+        return _loaded(data)
+    is_batch = isinstance(data, Tensor | tuple | Mapping) or is_graph(data) or children(data) is not None
+    if isinstance(data, list):
+        is_batch = any(isinstance(item, Tensor) for item in data)
+    if is_batch or not isinstance(data, Iterable):
+        return [data]
+    return data
+
+
+def _loaded(data: L.LightningDataModule) -> Batches:
+    """The batches of the first loader that a data module has, of the test set before all others."""
+    data.prepare_data()
+    for name in _LOADERS:
+        if getattr(type(data), name) is getattr(L.LightningDataModule, name):
+            continue
+        data.setup({"test": "test", "val": "validate", "predict": "predict", "train": "fit"}[name.partition("_")[0]])
+        loaders = getattr(data, name)()
+        if isinstance(loaders, Mapping):
+            loaders = next(iter(loaders.values()))
+        return loaders[0] if isinstance(loaders, list | tuple) else loaders
+    raise ValueError(f"expected {type(data).__name__} to have one of {_LOADERS}")
+
+
+def _moved(model: Any, batch: Any, device: torch.device | None) -> Any:
+    """The batch where the network is, by the module's own hooks where it has them."""
+    if isinstance(model, L.LightningModule) and device is not None:
+        batch = model.on_before_batch_transfer(batch, 0)
+        batch = model.transfer_batch_to_device(batch, device, 0)
+        return model.on_after_batch_transfer(batch, 0)
+    if device is None:
+        return batch
+    if callable(getattr(batch, "to", None)):
+        return batch.to(device)
+    return map_tensors(lambda x: x.to(device), batch)
+
+
+def _recorded(model: Any, name: str, batch: Any, number: int) -> list[tuple[tuple[Any, ...], dict[str, Any]]]:
+    """What the named network is called with in the module's own validation step, which leaves no trace."""
+    if not isinstance(model, L.LightningModule):
+        raise TypeError(
+            f"network={name!r} names a sub-module whose calls in `validation_step` are recorded, of a LightningModule, "
+            f"got {type(model).__name__}: pass the network itself, or say what it takes by inputs=lambda batch: (...)"
+        )
+    recorder = CallRecorder(find_network(model, name))
+    with ExitStack() as undo, evaluating(model), torch.no_grad():
+        undo.callback(recorder.remove)
+        recorder.start()
+        dry_validation_step(model, batch, number, 0)
+        calls = recorder.stop()
+    if not calls:
+        raise ValueError(
+            f"network={name!r} was not called in `validation_step`: name the sub-module that is, one of "
+            f"{[n for n, _ in model.named_children()]}, or say what it takes by inputs=lambda batch: (...)"
+        )
+    return [(call.args, call.kwargs) for call in calls]
+
+
+def _taken(model: Any, batch: Any, symmetry: Symmetry) -> Arguments:
+    """What the network takes of a batch, by what `inputs` of the symmetry names."""
+    spec = symmetry.inputs
+    if isinstance(spec, tuple):
+        if is_graph(batch) or isinstance(batch, Mapping):
+            raise ValueError(
+                f"`inputs` of the symmetry go by position and a batch is {describe(batch)}: say what it takes, "
+                "inputs=lambda batch: (batch['x'],)"
+            )
+        parts = tuple(batch) if isinstance(batch, list | tuple) else (batch,)
+        if len(parts) < len(spec):
+            raise ValueError(
+                f"the network takes {len(spec)} arguments, as the symmetry says, and a batch is {describe(batch)}: say "
+                "what it takes, inputs=lambda batch: (...)"
+            )
+        return parts[: len(spec)], {}
+    held = children(batch)
+    if isinstance(batch, tuple | list) and len(batch) and children(batch[0]) is not None:
+        return _taken(model, batch[0], symmetry)  # (inputs, labels)
+    if held is None or isinstance(batch, tuple | list):
+        raise ValueError(
+            f"`inputs` of the symmetry go by name and a batch is {describe(batch)}: say what the network takes, "
+            "inputs=lambda batch: {'x': batch[0]}"
+        )
+    names = parameters(model)
+    if names and set(map(str, spec)) <= set(names):
+        beside = {str(key) for key in (symmetry.index, symmetry.num_graphs) if key is not None} | {"edge_index"}
+        wanted = [name for name in names if name in held and (name in spec or name in beside)]
+        return (), {name: held[name] for name in wanted}
+    return (batch,), {}
+
+
