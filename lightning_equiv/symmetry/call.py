@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from lightning_equiv.groups.group import Group, GroupElement, element_dtype
+from lightning_equiv.groups.group import AlgebraElement, Group, GroupElement, element_dtype
 from lightning_equiv.representations.action import wide
 from lightning_equiv.representations.representation import Representation
 from lightning_equiv.symmetry.arguments import Arguments
@@ -109,6 +109,31 @@ class BoundTree:
             return replace(t, x=act(self.name, t.path, t.representation, own, t.x))
 
         return replace(tree, tensors=tuple(map(moved, tree.tensors)))
+
+    def derivative(self, a: AlgebraElement) -> BoundTree:
+        """d/dt of the tree moved by exp(t a), at t = 0: A x in the place of every tensor x, 0 where nothing moves it.
+
+        Args:
+            a: one element of the Lie algebra for every input, or one for all.
+
+        Raises:
+            ValueError: another number of elements.
+            NotImplementedError: a representation that does not know its infinitesimal action; the tensor is named.
+        """
+        if len(a) not in (1, self.inputs.num):
+            raise ValueError(f"expected {self.inputs.num} elements (one for each input) or one, got {len(a)}")
+
+        def derived(t: BoundTensor) -> BoundTensor:
+            if t.shared or t.representation.trivial:
+                return replace(t, x=torch.zeros_like(t.x))
+            own = a if t.owner is None or len(a) == 1 else a[t.owner]
+            return replace(t, x=act_infinitesimally(self.name, t.path, t.representation, own, t.x))
+
+        return replace(self, tensors=tuple(map(derived, self.tensors)))
+
+    def holding(self, tensors: Iterable[Tensor]) -> BoundTree:
+        """The same tree with others in the places of `tensors`, in their order and shapes."""
+        return replace(self, tensors=tuple(replace(t, x=x) for t, x in zip(self.tensors, tensors, strict=True)))
 
     def check_unchanged(self) -> None:
         """ValueError for a tensor that was changed in place since it was bound."""
@@ -229,6 +254,14 @@ def act(name: str, path: str, representation: Representation, g: GroupElement, x
         return representation(g, x)
     except ValueError as error:
         raise ValueError(f"{path or 'the tensor'!r} in `{name}`: {error}") from error
+
+
+def act_infinitesimally(name: str, path: str, representation: Representation, a: AlgebraElement, x: Tensor) -> Tensor:
+    """d/dt rho(exp(t a)) x at t = 0, where errors name the tensor."""
+    try:
+        return representation.infinitesimal(a, x)
+    except (NotImplementedError, ValueError) as error:
+        raise type(error)(f"{path or 'the tensor'!r} in `{name}`: {error}") from error
 
 
 def part_name(path: str, name: str) -> str:
