@@ -24,6 +24,8 @@ from lightning_equiv.metrics.equivariance_error import EquivarianceError
 from lightning_equiv.metrics.floor import NoiseFloor, noise_floor
 from lightning_equiv.metrics.functional import equivariance_error
 from lightning_equiv.metrics.labelled import ClassChanges, OrientedErrors, class_changes, oriented_errors
+from lightning_equiv.metrics.lie_derivative import lie_derivative_error
+from lightning_equiv.metrics.lie_derivative_error import LieDerivativeError
 from lightning_equiv.metrics.monitor import EquivarianceMonitor
 from lightning_equiv.metrics.spectrum import EquivarianceSpectrum, Spectrum, equivariance_spectrum
 from lightning_equiv.metrics.worst_case import WorstCase, worst_case
@@ -85,6 +87,7 @@ __all__ = [
     "Invariant",
     "IrrepsTensor",
     "LayerFamily",
+    "LieDerivativeError",
     "NodeIndex",
     "NoiseFloor",
     "OrientedErrors",
@@ -117,6 +120,7 @@ __all__ = [
     "class_changes",
     "equivariance_error",
     "equivariance_spectrum",
+    "lie_derivative_error",
     "noise_floor",
     "oriented_errors",
     "worst_case",

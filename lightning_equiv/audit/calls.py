@@ -183,5 +183,3 @@ def _taken(model: Any, batch: Any, symmetry: Symmetry) -> Arguments:
         wanted = [name for name in names if name in held and (name in spec or name in beside)]
         return (), {name: held[name] for name in wanted}
     return (batch,), {}
-
-

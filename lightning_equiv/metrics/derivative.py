@@ -142,7 +142,16 @@ def central_difference(function: Function, primals: Sequence[Tensor], tangents: 
         )
     with _settings_kept():
         outputs = _detached(function(_copies(primals)))
-        return outputs, _slope(function, primals, tangents, _step(primals, tangents))
+        return outputs, _slope(function, primals, tangents, step_size(primals, tangents))
+
+
+def step_size(primals: Sequence[Tensor], tangents: Sequence[Tensor]) -> Tensor:
+    """h, such that no tensor is moved by more than eps^(1/3) of its size (or of 1, where it is 0)."""
+    eps = max(torch.finfo(x.dtype).eps for x in primals)
+    sizes = [(wide(x).abs().max(), wide(v).abs().max()) for x, v in zip(primals, tangents, strict=True) if x.numel()]
+    speeds = [torch.where(x > 0, v / x, v) for x, v in sizes]
+    fastest = torch.stack(speeds).max()
+    return eps ** (1 / 3) / torch.where(fastest > 0, fastest, 1.0)
 
 
 _METHODS: dict[str, Callable[[Function, Sequence[Tensor], Sequence[Tensor]], Derivative]] = {
@@ -150,15 +159,6 @@ _METHODS: dict[str, Callable[[Function, Sequence[Tensor], Sequence[Tensor]], Der
     "double_backward": double_backward,
     "central_difference": central_difference,
 }
-
-
-def _step(primals: Sequence[Tensor], tangents: Sequence[Tensor]) -> Tensor:
-    """h, such that no tensor is moved by more than eps^(1/3) of its size (or of 1, where it is 0)."""
-    eps = max(torch.finfo(x.dtype).eps for x in primals)
-    sizes = [(wide(x).abs().max(), wide(v).abs().max()) for x, v in zip(primals, tangents, strict=True) if x.numel()]
-    speeds = [torch.where(x > 0, v / x, v) for x, v in sizes]
-    fastest = torch.stack(speeds).max()
-    return eps ** (1 / 3) / torch.where(fastest > 0, fastest, 1.0)
 
 
 def _slope(function: Function, primals: Sequence[Tensor], tangents: Sequence[Tensor], h: Tensor) -> list[Tensor]:
@@ -179,7 +179,7 @@ def _doubtful(
     difference: Derivative,
 ) -> bool:
     """Whether a derivative differs from central differences by more than these from each other."""
-    h = _step(primals, tangents)
+    h = step_size(primals, tangents)
     eps = max(torch.finfo(x.dtype).eps for x in primals)
     size = _norm(difference[1])
     apart = _distance(found[1], difference[1])

@@ -193,6 +193,24 @@ class BoundTree:
                     squares[part] = owned
         return {TOTAL: torch.stack(list(squares.values())).sum(0), **squares}
 
+    def gram_matrices(self, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """<x_i, x_j> (inputs, k, k) of k vectors, as `squared_norms` gives |x|^2 of one.
+
+        Args:
+            parts: (k, rows, ...), named as in `parts()`.
+        """
+        found: dict[str, Tensor] = {}
+        for t in self.tensors:
+            for name in t.representation.part_names:
+                part = part_name(t.path, name)
+                if part in parts:
+                    x = parts[part].to(element_dtype(parts[part].device))
+                    x = x.flatten(2) if x.ndim > 2 else x[..., None]
+                    rows = x.transpose(0, 1) @ x.permute(1, 2, 0)  # [row, i, j] = sum_c x_i[row, c] x_j[row, c]
+                    owned = rows.new_zeros(self.inputs.num, *rows.shape[1:])
+                    found[part] = rows if t.owner is None else owned.index_add(0, t.owner, rows)
+        return {TOTAL: torch.stack(list(found.values())).sum(0), **found}
+
     def pairs(self, other: BoundTree) -> dict[str, tuple[Tensor, Tensor]]:
         """The tensors of two trees of one spec side by side, by name; what a whole call shares is left out."""
         left, right = ({t.path: t.x for t in tree.tensors if not t.representation.shared} for tree in (self, other))

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
 import lightning_equiv
-from lightning_equiv import EquivarianceError, EquivarianceSpectrum, Point, Symmetry
+from lightning_equiv import EquivarianceError, EquivarianceSpectrum, LieDerivativeError, Point, Symmetry
 from tests.helpers import TOLERANCE, normal
 
 ROWS = 11
@@ -109,6 +109,13 @@ METRICS = {
         partial(Broken, 3, 4),
         draws=True,
         split=0.1,
+    ),
+    "LieDerivativeError": MetricCase(
+        partial(LieDerivativeError, Symmetry("SO(3)", "1o", "1o")), Scaled, partial(Broken, 3, 3)
+    ),
+    "LieDerivativeError, in the plane": IN_PLANE(partial(LieDerivativeError, Symmetry("SO(2)", Point(), Point()))),
+    "LieDerivativeError, parts": MetricCase(
+        partial(LieDerivativeError, Symmetry("SO(3)", "1o", "0e+1o"), per_irrep=True), Lengths, partial(Broken, 3, 4)
     ),
 }
 METRICS["EquivarianceSpectrum"] = IN_PLANE(partial(EquivarianceSpectrum, C4, num_samples=None), errors=("1[0]", "2[0]"))

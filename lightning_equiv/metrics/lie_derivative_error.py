@@ -1,0 +1,169 @@
+"""LieDerivativeError: how fast a network loses its equivariance, as a torchmetrics metric."""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from lightning_equiv._checks import check_number
+from lightning_equiv.groups.group import element_dtype
+from lightning_equiv.metrics.derivative import Method, check_method
+from lightning_equiv.metrics.lie_derivative import LieDerivative, check_algebra, lie_grams
+from lightning_equiv.metrics.measurement import measuring
+from lightning_equiv.symmetry.call import TOTAL
+from lightning_equiv.symmetry.symmetry import Symmetry, as_symmetry
+
+
+class LieDerivativeError(Metric):
+    r"""How fast a network loses its equivariance where a small group element moves the input, over a data set.
+
+        (L_A f)(x) = d/dt rho_out(e^{-tA}) f(rho_in(e^{tA}) x) at t = 0  =  J_f(x) A_in x - A_out f(x)
+        M_ij = sum_x <L_i f, L_j f> / sum_x |f(x)|^2        total = sqrt( tr M )        of generator i: sqrt( M_ii )
+
+    with A_i the generators of the group: rotations by a radian about x, y and z, translations by a unit of length along
+    them. `compute` gives a dict: "total", and each generator's figure by its name: "x", "y", "z" for rotations, "tx",
+    "ty", "tz" for translations, "rotation" for that of a plane, with the factor in front in a product ("SO(3).x").
+    0 means equivariant under all elements that are connected to the identity; there is no upper bound. The network is
+    an argument of `update`, never kept. No random numbers are drawn. What images read without any fault of the network,
+    and more of the formula: `lie_derivative_error`.
+
+    Args:
+        symmetry: says how a group element moves inputs and outputs; by representations that know their derivatives.
+        method: how the network is differentiated: "jvp", "double_backward", "central_difference", or "auto", the first
+            of them that runs and is found right; see `methods`.
+        chunk_size: most inputs in one call of the network, to bound memory.
+        per_irrep: compute() also has the figures of each part of the output, "1o/total" and "1o/x".
+        needs_grad: the network differentiates inside (conservative forces).
+        kwargs: of torchmetrics.Metric.
+
+    Raises:
+        ValueError: a finite group, an unknown method; `compute` raises where the network returned NaN or infinity.
+
+    Examples:
+        >>> symmetry = Symmetry("SO(3)", inputs="1o", outputs="1o")
+        >>> metric = LieDerivativeError(symmetry)
+        >>> metric.update(lambda x: x * torch.tensor([1.0, 1.0, 2.0]), torch.randn(16, 3))
+        >>> sorted(metric.compute())
+        ['total', 'x', 'y', 'z']
+        >>> metric.summary().kept(floor=1e-3), metric.methods
+        ('rotations about z', {'jvp': 16})
+
+    Reference:
+        @inproceedings{gruver2023lie,
+          title={The Lie Derivative for Measuring Learned Equivariance},
+          author={Gruver, Nate and Finzi, Marc and Goldblum, Micah and Wilson, Andrew Gordon},
+          booktitle={International Conference on Learning Representations}, year={2023}, note={arXiv:2210.02984}}
+    """
+
+    full_state_update = False
+    is_differentiable = False
+    higher_is_better = False
+    plot_lower_bound = 0.0
+
+    def __init__(
+        self,
+        symmetry: Symmetry,
+        *,
+        method: Method | Literal["auto"] = "auto",
+        chunk_size: int | None = None,
+        per_irrep: bool = False,
+        needs_grad: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        check_method(method)
+        check_number("chunk_size", chunk_size, least=1, whole=True, optional=True)
+        self.symmetry = as_symmetry(symmetry)
+        self.method, self.chunk_size = method, chunk_size
+        self.per_irrep, self.needs_grad = per_irrep, needs_grad
+        self._group = check_algebra(self.symmetry)
+        # torchmetrics merges the metrics of a collection whose states look equal: names of one's own prevent it
+        description = re.sub("0x[0-9a-f]+", "", repr((self.symmetry, method)))  # no addresses
+        self._token = f"lie_{zlib.crc32(description.encode()):08x}"
+        self._parts = [TOTAL, *self.symmetry.output_parts] if per_irrep else [TOTAL]
+        dim = self._group.dim
+        shapes: dict[str, tuple[int, ...]] = {"methods": (len(get_args(Method)),)}
+        for part in self._parts:
+            shapes |= {self._state("gram", part): (dim, dim), self._state("norm", part): ()}
+        for name, shape in shapes.items():
+            self.add_state(self._named(name), torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def _named(self, name: str) -> str:
+        return f"{name}_{self._token}"
+
+    def _state(self, kind: str, part: str) -> str:
+        return f"{kind}_{self._parts.index(part)}"
+
+    def update(self, network: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+        """Measure one batch: `network(*args, **kwargs)` is run and differentiated."""
+        with measuring(
+            network, args, self.symmetry, kwargs=kwargs, chunk_size=self.chunk_size, needs_grad=self.needs_grad
+        ) as measurement:
+            grams, method = lie_grams(measurement, self.method)
+            norms = measurement.f_x.squared_norms(measurement.parts)
+            inputs = measurement.num_inputs
+        for part in self._parts:
+            if part in grams:
+                self._add(self._state("gram", part), grams[part].sum(0))
+                self._add(self._state("norm", part), norms[part].sum())
+        counts = [float(inputs) if name == method else 0.0 for name in get_args(Method)]
+        self._add("methods", torch.tensor(counts, dtype=torch.float64))
+
+    def _add(self, name: str, value: Tensor) -> None:
+        old = getattr(self, self._named(name))
+        setattr(self, self._named(name), old + value.to(old))
+
+    def compute(self) -> dict[str, Tensor]:
+        """The figures over everything seen, by name; NaN, with a warning, before any update."""
+        summary = self._summary()
+        figures = {name: value.float() for name, value in summary.figures().items()}
+        if not self._update_count and not bool(summary.norms.any()):
+            return {name: torch.full_like(value, torch.nan) for name, value in figures.items()}
+        if not bool(torch.isfinite(figures[TOTAL])):
+            raise ValueError(
+                f"the Lie derivative is {float(figures[TOTAL])} of the output: the network returned NaN or infinity "
+                "for some input, or 0 for every one"
+            )
+        return figures
+
+    def summary(self) -> LieDerivative:
+        """What all ranks have seen, which call this together, as one input: `gram`, `spectrum()`, `kept(floor)`."""
+        with self.sync_context(dist_sync_fn=self.dist_sync_fn, should_sync=self._to_sync):
+            return self._summary()
+
+    @property
+    def methods(self) -> dict[str, int]:
+        """How many inputs were measured by which method, on this rank."""
+        counts = getattr(self, self._named("methods")).tolist()
+        return {name: int(count) for name, count in zip(get_args(Method), counts, strict=True) if count}
+
+    def _summary(self) -> LieDerivative:
+        """The states."""
+
+        def sums(part: str) -> tuple[Tensor, Tensor]:
+            gram, norm = (getattr(self, self._named(self._state(kind, part))) for kind in ("gram", "norm"))
+            return gram[None], norm[None]
+
+        counts = getattr(self, self._named("methods"))
+        used = " and ".join(name for name, count in zip(get_args(Method), counts, strict=True) if bool(count))
+        parts = {part: sums(part) for part in self._parts if part != TOTAL}
+        return LieDerivative(self._group, *sums(TOTAL), used, parts)
+
+    def _apply(self, fn: Callable[..., Any], exclude_state: Sequence[str] = "") -> nn.Module:
+        """Move the metric; on a device without float64 its states are float32."""
+        dtype = element_dtype(fn(torch.zeros(0, device=self.device)).device)
+        for name, state in self.metric_state.items():
+            assert isinstance(state, Tensor)
+            setattr(self, name, state.to(dtype))
+            self._defaults[name] = torch.zeros_like(state, dtype=dtype)
+        return super()._apply(fn, exclude_state)
+
+    def plot(self, val: Tensor | Sequence[Tensor] | None = None, ax: Any = None) -> Any:
+        """A plot of one or more values of the metric, of `compute` by default; see torchmetrics."""
+        return self._plot(val, ax)
