@@ -41,6 +41,7 @@ class Measurement:
         group: of the symmetry.
         chunk_size: most inputs in one call of the network; None takes all at once.
         generator: whose random numbers are drawn.
+        needs_grad: the network differentiates inside.
     """
 
     network: Callable[..., Any]
@@ -51,6 +52,7 @@ class Measurement:
     group: Group
     chunk_size: int | None
     generator: torch.Generator | None
+    needs_grad: bool = False
 
     @property
     def num_inputs(self) -> int:
@@ -177,7 +179,7 @@ def measuring(
         args, kwargs = call.arguments()  # containers of its own, which it may write into
         f_x = call.output(map_tensors(torch.clone, run(*args, **kwargs)))  # the next call may use the same memory
         call.inputs.check_unchanged()
-        yield Measurement(network, run, call, f_x, f_x.parts(), as_group(symmetry.group), chunk_size, generator)
+        yield Measurement(network, run, call, f_x, f_x.parts(), as_group(symmetry.group), chunk_size, generator, needs_grad)
 
 
 @contextmanager
