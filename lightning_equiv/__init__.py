@@ -24,6 +24,7 @@ from lightning_equiv.metrics.equivariance_error import EquivarianceError
 from lightning_equiv.metrics.floor import NoiseFloor, noise_floor
 from lightning_equiv.metrics.functional import equivariance_error
 from lightning_equiv.metrics.labelled import ClassChanges, OrientedErrors, class_changes, oriented_errors
+from lightning_equiv.metrics.layerwise import LayerwiseError, LayerwiseErrors, layerwise_error
 from lightning_equiv.metrics.lie_derivative import lie_derivative_error
 from lightning_equiv.metrics.lie_derivative_error import LieDerivativeError
 from lightning_equiv.metrics.monitor import EquivarianceMonitor
@@ -87,6 +88,8 @@ __all__ = [
     "Invariant",
     "IrrepsTensor",
     "LayerFamily",
+    "LayerwiseError",
+    "LayerwiseErrors",
     "LieDerivativeError",
     "NodeIndex",
     "NoiseFloor",
@@ -120,6 +123,7 @@ __all__ = [
     "class_changes",
     "equivariance_error",
     "equivariance_spectrum",
+    "layerwise_error",
     "lie_derivative_error",
     "noise_floor",
     "oriented_errors",
