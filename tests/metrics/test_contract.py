@@ -22,6 +22,7 @@ from torchmetrics import Metric, MetricCollection
 
 import lightning_equiv
 from lightning_equiv import EquivarianceError, EquivarianceSpectrum, LieDerivativeError, Point, Symmetry
+from lightning_equiv import EquivarianceError, LayerwiseError, Point, Symmetry
 from tests.helpers import TOLERANCE, normal
 
 ROWS = 11
@@ -59,6 +60,42 @@ class Lengths(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.cat([x.norm(dim=-1, keepdim=True), self.w * x], -1)
+
+
+class Matrix(nn.Module):
+    def __init__(self, rows: list[list[float]]) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor(rows, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.w.T
+
+
+class Layered(nn.Module):
+    """Two matrices of the plane, and what no layer owns between them; those of the plain one commute with turns."""
+
+    def __init__(self, broken: bool) -> None:
+        super().__init__()
+        first, second, offset = [[1.0, -0.5], [0.5, 1.0]], [[0.8, 0.3], [-0.3, 0.8]], [0.0, 0.0]
+        if broken:
+            first, second, offset = [[1.0, 0.5], [0.2, -0.3]], [[0.8, 0.3], [0.4, 0.1]], [0.6, 0.8]
+        self.first, self.second = Matrix(first), Matrix(second)
+        self.offset = nn.Parameter(torch.tensor(offset, dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x) + self.offset
+        return self.second(h / (1 + h.square().sum(-1, keepdim=True)).sqrt())
+
+
+class Changed(nn.Module):
+    """scale f(x) + shift: another network with layers of the same names."""
+
+    def __init__(self, network: nn.Module, scale: float, shift: float) -> None:
+        super().__init__()
+        self.network, self.scale, self.shift = network, scale, shift
+
+    def forward(self, *args: Tensor) -> Tensor:
+        return self.scale * self.network(*args) + self.shift
 
 
 @dataclass(frozen=True)
@@ -119,6 +156,15 @@ METRICS = {
     ),
 }
 METRICS["EquivarianceSpectrum"] = IN_PLANE(partial(EquivarianceSpectrum, C4, num_samples=None), errors=("1[0]", "2[0]"))
+LAYERS = {f"**.{name}": (Point(), Point()) for name in ("first", "second")}
+LAYERED = partial(MetricCase, equivariant=partial(Layered, False), broken=partial(Layered, True), inputs=plane)
+METRICS |= {
+    "LayerwiseError": LAYERED(
+        partial(LayerwiseError, Symmetry("SO(2)", Point(), Point()), LAYERS, num_samples=64),
+        split=0.2,  # other elements are drawn in another update, for each layer's own error
+    ),
+    "LayerwiseError, finite": LAYERED(partial(LayerwiseError, C4, LAYERS, num_samples=None)),
+}
 each_metric = pytest.mark.parametrize("case", METRICS.values(), ids=METRICS)
 
 
@@ -166,7 +212,7 @@ def test_reset_forgets(case: MetricCase) -> None:
     metric, network = case.make(), case.broken()
     batches = cut(case.inputs(ROWS), [6, 5])
     expected = measured(case.make(), network, batches)
-    measured(metric, lambda *args: 3 * network(*args) + 1, batches)
+    measured(metric, Changed(network, 3, 1), batches)
     assert values(metric.compute()) != expected
     metric.reset()
     assert measured(metric, network, batches) == expected
@@ -220,7 +266,7 @@ def test_a_collection_mistakes_it_for_no_other(case: MetricCase) -> None:
     network, inputs = case.broken(), case.inputs(ROWS)
     collection, alone = MetricCollection(make()), make()
     assert len(alone) > 1
-    for net, batch in zip([lambda x: 0 * network(x), network], cut(inputs, [6, 5]), strict=True):
+    for net, batch in zip([Changed(network, 0, 0), Changed(network, 1, 0)], cut(inputs, [6, 5]), strict=True):
         collection.update(net, *batch)
         for metric in alone.values():
             metric.update(net, *batch)
@@ -240,13 +286,13 @@ def test_states_have_names_of_their_own(case: MetricCase) -> None:
 @pytest.mark.parametrize("copied", [Metric.clone, copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
 @each_metric
 def test_a_copy_goes_on_from_where_the_original_is(case: MetricCase, copied: Callable[[Metric], Metric]) -> None:
-    original, network = case.make(), case.broken()
+    original, network = case.make(), Changed(case.broken(), 1, 0)
     first, second = cut(case.inputs(ROWS), [6, 5])
     original.update(network, *first)
     twin = copied(original)
     assert measured(twin, network, [second]) == measured(original, network, [second])
     at_both = values(original.compute())
-    assert measured(twin, lambda *args: network(*args) + 1, [second]) != at_both
+    assert measured(twin, Changed(network.network, 1, 1), [second]) != at_both
     assert values(original.compute()) == at_both
 
 
@@ -330,6 +376,7 @@ def test_the_network_and_random_numbers_are_left_alone(case: MetricCase, fails: 
     else:
         metric.update(network, *inputs)
         metric(network, *inputs)
-        assert values(metric.compute()) == measured(case.make(), network.network, [inputs] * 2), "dropout was on"
+        alone = Changed(network.network, 1, 0)
+        assert values(metric.compute()) == measured(case.make(), alone, [inputs] * 2), "dropout was on"
     assert state_of(network) == before
     assert all(torch.equal(x, old) and not x.requires_grad for x, old in zip(inputs, copies, strict=True))
