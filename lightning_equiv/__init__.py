@@ -1,5 +1,7 @@
 """lightning_equiv: relaxed equivariance for any LightningModule."""
 
+from lightning_equiv.audit.report import EquivarianceReport
+from lightning_equiv.audit.run import audit
 from lightning_equiv.citation import citation
 from lightning_equiv.groups.euclidean import E3, SE3
 from lightning_equiv.groups.finite import Cyclic, Dihedral
@@ -74,6 +76,7 @@ __all__ = [
     "EdgeNumbers",
     "EquivarianceError",
     "EquivarianceMonitor",
+    "EquivarianceReport",
     "EquivarianceSpectrum",
     "EquivariantLinear",
     "EquivariantTensorProduct",
@@ -119,6 +122,7 @@ __all__ = [
     "WorstCase",
     "as_group",
     "as_representation",
+    "audit",
     "citation",
     "class_changes",
     "equivariance_error",

@@ -19,6 +19,7 @@ ROOMS = [
     "layers",
     "metrics",
     "strategies",
+    "audit",
     "modules",
 ]
 ALONE = {"wiring"}  # imports nothing else of ours

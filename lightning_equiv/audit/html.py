@@ -237,14 +237,15 @@ def _picture(picture: Picture, key: str, number: int, drawn: bool) -> str:
 
 
 def _cells(table: Table, key: str) -> str:
-    """The table itself, in a box of its own to scroll in."""
+    """The table itself, in a box of its own to scroll in, also with keys where it may be wider than a phone."""
     kinds = [' class="n"' if numeric else "" for numeric in table.numeric]
     widths = [max(len(cell) for cell in column) for column in zip(table.header, *table.rows, strict=True)]
+    least = [min(width, 12 if i else 18) for i, width in enumerate(widths)]
     head = "".join(
-        f'<th scope="col"{kind} style="min-width:{min(width, 12)}ch">{_inline(name)}</th>'
+        f'<th scope="col"{kind} style="min-width:{width}ch">{_inline(name)}</th>'
         if name
-        else f'<td style="min-width:{min(width, 12)}ch"></td>'
-        for name, kind, width in zip(table.header, kinds, widths, strict=True)
+        else f'<td style="min-width:{width}ch"></td>'
+        for name, kind, width in zip(table.header, kinds, least, strict=True)
     )
     head = f"<thead><tr>{head}</tr></thead>\n" if any(table.header) else ""
     rows = "\n".join(
@@ -253,17 +254,16 @@ def _cells(table: Table, key: str) -> str:
         + "</tr>"
         for row in table.rows
     )
-    return (
-        f'<div class="scroll" role="region" tabindex="0" aria-labelledby="{key}"><table aria-labelledby="{key}">\n'
-        f"{head}<tbody>\n{rows}\n</tbody></table></div>"
-    )
+    box = f' role="group" tabindex="0" aria-labelledby="{key}"' if sum(widths) > 36 else ""
+    return f'<div class="scroll"{box}><table aria-labelledby="{key}">\n{head}<tbody>\n{rows}\n</tbody></table></div>'
 
 
 def _inline(text: str) -> str:
-    """Escaped, and what stands between backticks as code.
+    """Escaped, what stands between backticks as code, and long dotted names with places to break a line.
 
     Examples:
         >>> _inline("the layer `a<b>` & more")
         'the layer <code>a&lt;b&gt;</code> &amp; more'
     """
-    return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text))
+    escaped = re.sub(r"[\w.]{28,}", lambda name: name[0].replace(".", ".<wbr>"), html.escape(text))
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escaped)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from lightning_equiv.layers.choose import Layers, family_of
 from lightning_equiv.layers.layer import LayerFamily
-from lightning_equiv.metrics.layerwise import LayerwiseError
+from lightning_equiv.metrics.layerwise import reduce_layerwise
+from lightning_equiv.metrics.layerwise_sums import layerwise_sums
 from lightning_equiv.symmetry.symmetry import Symmetry
 
+_SAMPLES = 2  # elements for the error of each layer by itself
 _TELL = (
     "no layer says by itself how its features move: name some with representations, "
     "layers={'encoder.*': ('8x0e+8x1o', '8x0e+8x1o')}"
@@ -19,49 +22,58 @@ _TELL = (
 
 
 class LayerFigures:
-    """Accumulates what `LayerwiseError` says of the layers that are meant.
+    """Adds up what `layerwise_error` measures of the layers that are meant, call by call.
 
     Args:
         network: the model.
         symmetry: says how a group element moves its inputs and outputs.
         layers: which layers; None takes all that say how their features move.
         families: asked before the built-in ones.
+
+    Attributes:
+        why: there is nothing to measure, in words; "" where there is.
     """
 
     def __init__(
         self, network: Any, symmetry: Symmetry, layers: Layers | None, families: Sequence[LayerFamily]
     ) -> None:
-        self.network, self.why, self.metric = network, "", None
+        self.network, self.symmetry, self.families, self.why = network, symmetry, families, ""
+        self.layers: Layers = _known(families) if layers is None else layers
+        self._names: tuple[str, ...] = ()
+        self._sums: Tensor | None = None
         if not isinstance(network, nn.Module):
             self.why = f"a {type(network).__name__} has no layers that could be told apart"
-            return
-        if layers is None:
+        elif layers is None and not any(_known(families)(name, m) for name, m in network.named_modules() if name):
+            self.why = _TELL
 
-            def known(_: str, module: nn.Module) -> bool:
-                return family_of(module, families).representations(module) is not None
-
-            if not any(known(name, module) for name, module in network.named_modules() if name):
-                self.why = _TELL
-                return
-            layers = known
-        self.metric = LayerwiseError(symmetry, layers, families=families, num_samples=2)
-
-    def update(self, args: Any, kwargs: Any, needs_grad: bool) -> None:
+    def update(self, args: Any, kwargs: Any, needs_grad: bool, generator: torch.Generator) -> None:
         """Measure one call."""
-        if self.metric is not None:
-            self.metric.needs_grad = needs_grad
-            self.metric.update(self.network, *args, **kwargs)
+        if self.why:
+            return
+        settings: dict[str, Any] = {"needs_grad": needs_grad, "num_samples": _SAMPLES, "generator": generator}
+        self._names, sums = layerwise_sums(
+            self.network, args, self.symmetry, self.layers, families=self.families, kwargs=kwargs, **settings
+        )
+        self._sums = sums if self._sums is None else self._sums + sums
 
     def figures(self) -> dict[str, Any]:
         """The layers' figures, {} where nothing was measured."""
-        if self.metric is None or not self.metric.update_count:
+        if self._sums is None:
             return {}
-        found = self.metric.summary()
+        found = reduce_layerwise(self._names, self._sums.cpu())
+        if not bool(torch.isfinite(found.total)):
+            self.why = "the network returned NaN or infinity for some input"
+            return {}
         return {
             "names": list(found.layers),
             "own": found.own.tolist(),
             "makes": found.makes.tolist(),
             "ends_up": found.ends_up.tolist(),
             "remainder": float(found.remainder),
-            "nothing_to_share": bool(found.nothing_to_share),
+            "nothing_to_share": found.nothing_to_share,
         }
+
+
+def _known(families: Sequence[LayerFamily]) -> Callable[[str, nn.Module], bool]:
+    """Layers that say how their features move."""
+    return lambda _, module: family_of(module, families).representations(module) is not None

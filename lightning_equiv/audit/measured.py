@@ -27,7 +27,7 @@ Numbers = dict[str, Tensor]  # (n, ..) of each input
 
 ANGLES = tuple(range(0, 181, 15))  # degrees
 LENGTHS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)  # units of length of the data
-HIGHEST = 6  # degree of the spectrum
+HIGHEST = 4  # degree of the spectrum
 _FLOOR_DRAWS = 4
 _PART_DRAWS = 8
 _STEPS = 10  # of the ascent to the worst case

@@ -6,6 +6,7 @@ import math
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from lightning_equiv.audit.document import Document, Picture, present, quantile, shown
@@ -148,7 +149,7 @@ def _columns(labels: list[str]) -> int:
     for columns in range(min(3, len(labels)), 1, -1):
         short, longer = divmod(len(labels), columns)
         starts = [i * short + min(i, longer) for i in range(columns + 1)]
-        longest = [max(map(len, labels[a:b])) for a, b in zip(starts, starts[1:], strict=False)]
+        longest = [max(map(len, labels[a:b])) for a, b in pairwise(starts)]
         if sum(longest) + 7 * columns <= _LEGEND:
             return columns
     return 1

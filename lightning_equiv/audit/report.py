@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from lightning_equiv.audit.contents import document_of
 from lightning_equiv.audit.document import Document
 from lightning_equiv.audit.html import to_html
 from lightning_equiv.audit.markdown import to_markdown
 from lightning_equiv.audit.pictures import figure
 from lightning_equiv.audit.summary import as_json
 from lightning_equiv.audit.terminal import to_terminal, to_text
-from lightning_equiv.audit.words import document_of
 
 _WRITTEN = (".html", ".json", ".md", ".txt")
 
@@ -47,7 +48,7 @@ class EquivarianceReport:
     # ---- the figures -----------------------------------------------------------------------------------------------
     @property
     def verdict(self) -> str:
-        """ "exact to rounding", "approximate" or "not equivariant"."""
+        """One of "exact to rounding", "approximate" and "not equivariant"."""
         return self.document.verdict
 
     @property
@@ -97,8 +98,8 @@ class EquivarianceReport:
         return to_markdown(self.document)
 
     def html(self) -> str:
-        """The report as one page that needs nothing else."""
-        return to_html(self.document)
+        """The report as one page that needs nothing else; without matplotlib, tables in the place of pictures."""
+        return to_html(self.document, pictures=find_spec("matplotlib") is not None)
 
     def print(self) -> None:
         """The report in the terminal, in colours where `rich` is installed."""
@@ -116,12 +117,13 @@ class EquivarianceReport:
         path = Path(path)
         if path.suffix not in _WRITTEN:
             raise ValueError(f"expected a path that ends in one of {_WRITTEN}, got {str(path)!r}")
-        written = {
+        write: dict[str, Callable[[], str]] = {
             ".html": self.html,
             ".json": lambda: json.dumps(self.as_dict(), indent=1) + "\n",
             ".md": self.markdown,
-            ".txt": lambda: str(self) + "\n",
-        }[path.suffix]()
+            ".txt": lambda: f"{self}\n",
+        }
+        written = write[path.suffix]()
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(written, encoding="utf-8")
         return path
@@ -138,4 +140,4 @@ class EquivarianceReport:
         return f"<EquivarianceReport: {self.document.title} {self.verdict}>"
 
     def _repr_html_(self) -> str:
-        return to_html(self.document, page=False)
+        return to_html(self.document, page=False, pictures=find_spec("matplotlib") is not None)

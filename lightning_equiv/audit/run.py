@@ -25,6 +25,7 @@ from lightning_equiv.audit.task import TaskMetric
 from lightning_equiv.layers.choose import Layers
 from lightning_equiv.layers.layer import LayerFamily
 from lightning_equiv.metrics.measurement import measuring
+from lightning_equiv.metrics.orbit import orbit
 from lightning_equiv.symmetry.symmetry import Symmetry, as_symmetry
 from lightning_equiv.wiring.network import find_network
 
@@ -217,7 +218,7 @@ def _measure(
         run.section("floor", n, partial(_stand_in, stand_in, args, kwargs, symmetry, drawn, settings))
     if measurement.group.dim:
         run.section("lie", n, partial(measured.lie, network, args, kwargs, symmetry, drawn))
-    run.section("layers", n, partial(layers.update, args, kwargs, settings["needs_grad"]))
+    run.section("layers", n, partial(layers.update, args, kwargs, settings["needs_grad"], settings["generator"]))
     return n
 
 
@@ -226,7 +227,7 @@ def _stand_in(
 ) -> Numbers:
     """The errors of a network that is equivariant by construction, for the same elements."""
     with measuring(network, args, symmetry, kwargs=kwargs, **settings) as measurement:
-        turned = measured.orbit(measurement, drawn.turned.elements)
+        turned = orbit(measurement, drawn.turned.elements)
     return {"rounding": turned.squares()["total"].mean(0), "norm": turned.norms()["total"]}
 
 
@@ -241,8 +242,7 @@ def _settings(
                     network, call.args, symmetry, kwargs=call.kwargs, chunk_size=chunk_size, needs_grad=needs_grad
                 ) as measurement:
                     try:
-                        orbit_of_two = measurement.elements(2)
-                        measured.orbit(measurement, orbit_of_two)
+                        orbit(measurement, measurement.elements(2))
                     except _EXPECTED:
                         if chunk_size == 1:
                             raise

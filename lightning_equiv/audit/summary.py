@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import platform
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -49,7 +50,7 @@ def summarise(taken: Collected, symmetry: Symmetry, name: str) -> Figures:
     if not bool(finite.any()):
         return {**figures, "verdict": "not equivariant", "sentence": "The network returned NaN or infinity throughout."}
     figures |= _errors({key: x[finite] for key, x in errors.items()})
-    sections = {
+    sections: dict[str, Callable[[Numbers], Figures]] = {
         "floor": _floor,
         "spectrum": lambda numbers: _spectrum(numbers, taken.notes["casimirs"]),
         "profile": lambda numbers: {"angles": taken.notes["angles"], **_along(numbers)},

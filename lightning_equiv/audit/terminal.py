@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import textwrap
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -29,23 +30,37 @@ def to_terminal(document: Document, console: Console | None = None) -> None:
         from rich.table import Table as RichTable
         from rich.text import Text
     except ImportError:
-        print(to_text(document))
+        print(_encodable(to_text(document), sys.stdout.encoding))
         return
     console = console or Console()
+
+    def written(text: str, style: str = "") -> Text:
+        return Text(_encodable(text, console.encoding), style=style)
+
     for kind, content in _blocks(document, min(console.width, 120)):
         if isinstance(content, Table):
             table = RichTable(box=None, show_header=any(content.header), padding=(0, _GAP, 0, 0), pad_edge=False)
             widths = _widths(content, min(console.width, 120))
             for name, numeric, width in zip(content.header, content.numeric, widths, strict=True):
-                table.add_column(Text(name), header_style="bold", width=width, overflow="fold")
+                table.add_column(written(name), header_style="bold", width=width, overflow="fold")
                 table.columns[-1].justify = "right" if numeric else "left"
             for row in content.rows:
-                table.add_row(*map(Text, row))
+                table.add_row(*map(written, row))
             console.print(table)
         else:
             style = {"title": "bold", "heading": "bold cyan", "caption": "italic", "note": "dim"}.get(kind, "")
             style = f"bold {_COLORS[document.verdict]}" if kind == "verdict" else style
-            console.print(Text(content, style=style), highlight=False, width=min(console.width, 120))
+            console.print(written(content, style), highlight=False, width=min(console.width, 120))
+
+
+def _encodable(text: str, encoding: str) -> str:
+    """A text of the same length that a terminal or a file of another encoding than Unicode takes."""
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        plain = text.translate(str.maketrans("━╸╺–−×", "===--x"))
+        return plain.encode(encoding, "replace").decode(encoding)
+    return text
 
 
 def to_text(document: Document, width: int = WIDTH) -> str:

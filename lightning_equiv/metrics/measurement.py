@@ -179,7 +179,9 @@ def measuring(
         args, kwargs = call.arguments()  # containers of its own, which it may write into
         f_x = call.output(map_tensors(torch.clone, run(*args, **kwargs)))  # the next call may use the same memory
         call.inputs.check_unchanged()
-        yield Measurement(network, run, call, f_x, f_x.parts(), as_group(symmetry.group), chunk_size, generator, needs_grad)
+        yield Measurement(
+            network, run, call, f_x, f_x.parts(), as_group(symmetry.group), chunk_size, generator, needs_grad
+        )
 
 
 @contextmanager

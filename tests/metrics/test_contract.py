@@ -21,8 +21,14 @@ from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
 import lightning_equiv
-from lightning_equiv import EquivarianceError, EquivarianceSpectrum, LieDerivativeError, Point, Symmetry
-from lightning_equiv import EquivarianceError, LayerwiseError, Point, Symmetry
+from lightning_equiv import (
+    EquivarianceError,
+    EquivarianceSpectrum,
+    LayerwiseError,
+    LieDerivativeError,
+    Point,
+    Symmetry,
+)
 from tests.helpers import TOLERANCE, normal
 
 ROWS = 11
