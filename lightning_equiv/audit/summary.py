@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import platform
 from collections.abc import Callable
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -227,8 +228,6 @@ def _verdict(figures: Figures) -> str:
 
 def _how(taken: Collected) -> Figures:
     keys = ("dtype", "device", "draws", "seed", "budget", "whole", "needs_grad", "chunks", "parameters", "network")
-    from lightning_equiv import __version__  # at hand when a report is made, not when this file is read
-
     return {
         "inputs": taken.num_inputs,
         **{key: taken.notes[key] for key in keys if taken.notes.get(key) is not None},
@@ -236,7 +235,7 @@ def _how(taken: Collected) -> Figures:
         "seconds": round(float(taken.notes["seconds"]), 1),
         "seconds_by_section": {name: round(seconds, 2) for name, seconds in taken.seconds.items()},
         "versions": {
-            "lightning_equiv": __version__,
+            "lightning_equiv": version("lightning_equiv"),
             "torch": str(torch.__version__),
             "python": platform.python_version(),
         },
