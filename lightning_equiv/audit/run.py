@@ -24,6 +24,7 @@ from lightning_equiv.audit.summary import summarise
 from lightning_equiv.audit.task import TaskMetric
 from lightning_equiv.layers.choose import Layers
 from lightning_equiv.layers.layer import LayerFamily
+from lightning_equiv.metrics.chunks import ChunkSize
 from lightning_equiv.metrics.measurement import measuring
 from lightning_equiv.metrics.orbit import orbit
 from lightning_equiv.symmetry.symmetry import Symmetry, as_symmetry
@@ -129,6 +130,7 @@ def audit(
             be told.
 
     Examples:
+        >>> import torch
         >>> symmetry = Symmetry("SO(3)", "1o", "1o")
         >>> report = audit(torch.nn.Identity(), torch.randn(32, 3), symmetry, draws=8, progress=False)
         >>> report.verdict
@@ -237,7 +239,8 @@ def _settings(
     """Whether the network needs gradients, and the chunk size that it can do with."""
     for needs_grad in (False, True):
         try:
-            for chunk_size in ("auto", 1):
+            sizes: tuple[ChunkSize, ...] = ("auto", 1)
+            for chunk_size in sizes:
                 with measuring(
                     network, call.args, symmetry, kwargs=call.kwargs, chunk_size=chunk_size, needs_grad=needs_grad
                 ) as measurement:

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from lightning_equiv._checks import check_number
+from lightning_equiv.metrics.chunks import ChunkSize
 from lightning_equiv.metrics.functional import Kind, check_kind, error_sums
 from lightning_equiv.metrics.measurement import Measurement
 from lightning_equiv.metrics.ratio_metric import RatioMetric, Sums
@@ -32,7 +33,8 @@ class EquivarianceError(RatioMetric):
         symmetry: says how a group element moves inputs and outputs.
         num_samples: K, elements drawn for each input; None takes every element of a finite group.
         kind: which error.
-        chunk_size: most inputs in one call of the network, to bound memory.
+        chunk_size: most inputs in one call of the network, never fewer than the batch itself; None takes all at once,
+            "auto" as many as are fast and fit into memory, see `equivariance_error`.
         per_irrep: compute() returns a dict with the error of each part of the output ("0e", "1o", ...) beside "total".
         needs_grad: the network differentiates inside (conservative forces).
         seed: of the draws; the k-th update of a metric draws the same elements in every run, other ones on every rank.
@@ -67,7 +69,7 @@ class EquivarianceError(RatioMetric):
         *,
         num_samples: int | None = 8,
         kind: Kind = "relative",
-        chunk_size: int | None = None,
+        chunk_size: ChunkSize = "auto",
         per_irrep: bool = False,
         needs_grad: bool = False,
         seed: int = 0,

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_equiv.groups.group import GroupElement
+from lightning_equiv.metrics.chunks import ChunkSize
 from lightning_equiv.metrics.interval import Interval, interval
 from lightning_equiv.metrics.measurement import Measurement, measuring
 from lightning_equiv.metrics.orbit import Orbit, orbit
@@ -66,7 +67,7 @@ def noise_floor(
     *,
     kwargs: Mapping[str, Any] | None = None,
     num_samples: int | None = 8,
-    chunk_size: int | None = None,
+    chunk_size: ChunkSize = "auto",
     generator: torch.Generator | None = None,
     needs_grad: bool = False,
 ) -> NoiseFloor:
@@ -113,7 +114,7 @@ def noise_floor_of(
     dtype: torch.dtype,
     *,
     kwargs: Mapping[str, Any] | None = None,
-    chunk_size: int | None = None,
+    chunk_size: ChunkSize = "auto",
     needs_grad: bool = False,
 ) -> NoiseFloor:
     """The floor of an orbit that was measured, for its elements.
@@ -150,7 +151,7 @@ def _in_other_precision(
     symmetry: Symmetry,
     dtype: torch.dtype,
     measure: Callable[[Measurement], Orbit],
-    chunk_size: int | None,
+    chunk_size: ChunkSize,
     needs_grad: bool,
 ) -> Orbit:
     """A copy of the network in another precision, measured; constants that it makes follow the default dtype."""

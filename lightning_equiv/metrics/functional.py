@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_equiv.groups.group import GroupElement
+from lightning_equiv.metrics.chunks import ChunkSize
 from lightning_equiv.metrics.measurement import Measurement, measuring
 from lightning_equiv.symmetry.call import TOTAL, BoundTree
 from lightning_equiv.symmetry.symmetry import Symmetry
@@ -25,7 +27,7 @@ def equivariance_error(
     num_samples: int | None = 8,
     elements: GroupElement | None = None,
     kind: Kind = "relative",
-    chunk_size: int | None = None,
+    chunk_size: ChunkSize = "auto",
     generator: torch.Generator | None = None,
     per_irrep: bool = False,
     needs_grad: bool = False,
@@ -47,7 +49,9 @@ def equivariance_error(
         num_samples: K, elements drawn for each input; None takes every element of a finite group.
         elements: these, each for every input, in the place of drawn ones: the error at an angle, of a reflection.
         kind: which error.
-        chunk_size: most inputs in one call of the network, to bound memory; never fewer than the batch itself.
+        chunk_size: most inputs in one call of the network, never fewer than the batch itself; None takes all K n at
+            once. "auto" takes as many as are fast, which is found out while they are measured and remembered with the
+            network, and as fit into memory. Figures are the same but for the rounding of the network's own arithmetic.
         generator: whose random numbers.
         per_irrep: also the error of each part of the output by itself, see Returns.
         needs_grad: the network differentiates inside (conservative forces): run it with gradients enabled.
@@ -59,6 +63,7 @@ def equivariance_error(
     Raises:
         ValueError: the symmetry does not mirror the call or the output; an empty batch; an unknown kind; elements of
             another group.
+        torch.OutOfMemoryError: one element for each input is too much; larger chunks are halved until they fit.
 
     Examples:
         >>> symmetry = Symmetry("SO(3)", "1o", "1o")
@@ -102,17 +107,21 @@ def error_sums(measurement: Measurement, elements: GroupElement, kind: Kind) -> 
     """
     check_kind(kind)
     n, f_x = measurement.num_inputs, measurement.f_x
+    sums: dict[str, Tensor] = {}
 
     def figure(_: GroupElement, f_gx: BoundTree, g_fx: BoundTree) -> dict[str, Tensor]:
+        nonlocal sums
         left, right = f_gx.parts(), g_fx.parts()
         d = {part: left[part] - right[part] for part in left}
-        if kind == "orbit_mean":
-            return {part: x.unflatten(0, (f_gx.inputs.num // n, -1)).sum(0) for part, x in d.items()}
+        if kind == "orbit_mean":  # added one after the other, so that chunks of any size round alike
+            draws = {part: x.unflatten(0, (f_gx.inputs.num // n, -1)) for part, x in d.items()}
+            sums = {part: functools.reduce(Tensor.add, x, sums.get(part, x.new_zeros(()))) for part, x in draws.items()}
+            return {}
         return {part: square.unflatten(0, (-1, n)) for part, square in f_gx.squared_norms(d).items()}
 
     chunks = measurement.for_each_chunk(elements, figure)
     if kind == "orbit_mean":
-        means = {part: torch.stack([c[part] for c in chunks]).sum(0) / (len(elements) // n) for part in chunks[0]}
+        means = {part: x / (len(elements) // n) for part, x in sums.items()}
         squares = {part: square[None] for part, square in f_x.squared_norms(means).items()}
     else:
         squares = {part: torch.cat([c[part] for c in chunks]) for part in chunks[0]}  # (K, n)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_equiv._checks import check_number
+from lightning_equiv.metrics.chunks import ChunkSize
 from lightning_equiv.metrics.measurement import Measurement, measuring
 from lightning_equiv.metrics.orbit import Orbit, orbit
 from lightning_equiv.symmetry.call import TOTAL
@@ -56,7 +57,7 @@ def oriented_errors(
     *,
     kwargs: Mapping[str, Any] | None = None,
     num_samples: int | None = 32,
-    chunk_size: int | None = None,
+    chunk_size: ChunkSize = "auto",
     generator: torch.Generator | None = None,
     per_irrep: bool = False,
     needs_grad: bool = False,
@@ -174,7 +175,7 @@ def class_changes(
     *,
     kwargs: Mapping[str, Any] | None = None,
     num_samples: int | None = 32,
-    chunk_size: int | None = None,
+    chunk_size: ChunkSize = "auto",
     generator: torch.Generator | None = None,
     needs_grad: bool = False,
 ) -> ClassChanges:

@@ -12,6 +12,7 @@ from torch import Tensor
 from lightning_equiv._checks import check_number
 from lightning_equiv.groups.group import AlgebraElement, Group
 from lightning_equiv.groups.product import as_group
+from lightning_equiv.metrics.chunks import ChunkSize
 from lightning_equiv.metrics.derivative import Method, check_method, directional_derivative, step_size
 from lightning_equiv.metrics.functional import reduce_sums
 from lightning_equiv.metrics.measurement import Measurement, measuring
@@ -20,6 +21,8 @@ from lightning_equiv.representations.action import wide
 from lightning_equiv.symmetry.call import TOTAL, BoundTree
 from lightning_equiv.symmetry.symmetry import Symmetry, as_symmetry
 from lightning_equiv.wiring.call_recorder import recording_paused
+
+_ROWS = 512  # of a chunk, about where a CPU's cache ends
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,7 @@ def lie_derivative_error(
     *,
     kwargs: Mapping[str, Any] | None = None,
     method: Method | Literal["auto"] = "auto",
-    chunk_size: int | None = None,
+    chunk_size: ChunkSize = "auto",
     per_irrep: bool = False,
     needs_grad: bool = False,
 ) -> LieDerivative:
@@ -184,7 +187,8 @@ def lie_grams(measurement: Measurement, method: Method | Literal["auto"]) -> tup
     n, algebra = measurement.num_inputs, measurement.group.algebra(device=measurement.device)
     if method == "auto":
         method = _along(measurement, _generic(measurement, algebra), 1, method)[1]
-    step = len(algebra) if measurement.chunk_size is None else max(1, measurement.chunk_size // n)
+    chunk_size = _ROWS if measurement.chunk_size == "auto" else measurement.chunk_size
+    step = len(algebra) if chunk_size is None else max(1, chunk_size // n)
     if method == "central_difference":
         step = 1  # every direction has a step size of its own
     chunks: list[dict[str, Tensor]] = []

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from lightning_equiv._checks import check_number
 from lightning_equiv.groups.group import element_dtype
+from lightning_equiv.metrics.chunks import ChunkSize, check_chunk_size
 from lightning_equiv.metrics.derivative import Method, check_method
 from lightning_equiv.metrics.lie_derivative import LieDerivative, check_algebra, lie_grams
 from lightning_equiv.metrics.measurement import measuring
@@ -71,14 +71,14 @@ class LieDerivativeError(Metric):
         symmetry: Symmetry,
         *,
         method: Method | Literal["auto"] = "auto",
-        chunk_size: int | None = None,
+        chunk_size: ChunkSize = "auto",
         per_irrep: bool = False,
         needs_grad: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         check_method(method)
-        check_number("chunk_size", chunk_size, least=1, whole=True, optional=True)
+        check_chunk_size(chunk_size)
         self.symmetry = as_symmetry(symmetry)
         self.method, self.chunk_size = method, chunk_size
         self.per_irrep, self.needs_grad = per_irrep, needs_grad

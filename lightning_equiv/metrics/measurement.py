@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from lightning_equiv._checks import check_number
 from lightning_equiv.groups.group import Group, GroupElement
 from lightning_equiv.groups.product import as_group
+from lightning_equiv.metrics.chunks import ChunkSize, check_chunk_size, chunk_sizes, in_chunks
 from lightning_equiv.metrics.comparison import compare
 from lightning_equiv.symmetry.call import BoundCall, BoundTree
 from lightning_equiv.symmetry.symmetry import Symmetry, as_symmetry
@@ -39,7 +39,7 @@ class Measurement:
         f_x: f(x), the output for the unmoved inputs.
         parts: of f(x), as `BoundTree.parts` gives them.
         group: of the symmetry.
-        chunk_size: most inputs in one call of the network; None takes all at once.
+        chunk_size: most inputs in one call of the network; None takes all at once, "auto" what is fast.
         generator: whose random numbers are drawn.
         needs_grad: the network differentiates inside.
     """
@@ -50,7 +50,7 @@ class Measurement:
     f_x: BoundTree
     parts: dict[str, Tensor]
     group: Group
-    chunk_size: int | None
+    chunk_size: ChunkSize
     generator: torch.Generator | None
     needs_grad: bool = False
 
@@ -108,25 +108,27 @@ class Measurement:
     ) -> list[Figure]:
         """figure(g, f_gx, g_fx) of the elements g, chunk by chunk.
 
+        Chunks follow each other in the order of the elements. One that runs out of memory is halved and done again.
+
         Args:
             elements: K n of them.
             figure: what is kept of a chunk.
 
         Raises:
             ValueError: the network changes its inputs in place.
+            torch.OutOfMemoryError: one element for each input is too much.
         """
-        n, found = self.num_inputs, []
-        step = len(elements) if self.chunk_size is None else max(1, self.chunk_size // n) * n
-        for start in range(0, len(elements), step):
-            g = elements[start : start + step]
-            found.append(figure(g, *compare(self.run, self.call, g, self.f_x)))
+        n = self.num_inputs
+
+        def work(start: int, stop: int) -> Figure:
+            g = elements[start * n : stop * n]
+            return figure(g, *compare(self.run, self.call, g, self.f_x))
+
+        total = len(elements) // n
+        sizes = chunk_sizes(self.chunk_size, self.network, self.call.inputs, self.f_x, total)
+        found = in_chunks(total, sizes, work)
         self.call.inputs.check_unchanged()
         return found
-
-
-def check_chunk_size(chunk_size: int | None) -> None:
-    """TypeError or ValueError unless it is one."""
-    check_number("chunk_size", chunk_size, least=1, whole=True, optional=True)
 
 
 @contextmanager
@@ -136,7 +138,7 @@ def measuring(
     symmetry: Symmetry,
     *,
     kwargs: Mapping[str, Any] | None = None,
-    chunk_size: int | None = None,
+    chunk_size: ChunkSize = "auto",
     generator: torch.Generator | None = None,
     needs_grad: bool = False,
 ) -> Iterator[Measurement]:
@@ -149,13 +151,15 @@ def measuring(
         args: a tuple of the call's positional arguments, or the only argument.
         symmetry: says how a group element moves inputs and outputs.
         kwargs: keyword arguments of the call.
-        chunk_size: most inputs in one call of the network, to bound memory; never fewer than the batch itself.
+        chunk_size: most inputs in one call of the network, never fewer than the batch itself; None takes all at once,
+            "auto" as many as are fast and fit into memory.
         generator: whose random numbers.
         needs_grad: the network differentiates inside (conservative forces): run it with gradients enabled.
 
     Raises:
-        ValueError: the symmetry does not mirror the call or the output; an empty batch.
+        ValueError: the symmetry does not mirror the call or the output; an empty batch; an unknown chunk_size.
     """
+    check_chunk_size(chunk_size)
     symmetry = as_symmetry(symmetry)
 
     def run(*args: Any, **kwargs: Any) -> Tree:

@@ -10,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_equiv._checks import check_number
+from lightning_equiv.metrics.chunks import ChunkSize
 from lightning_equiv.metrics.equivariance_error import EquivarianceError
 from lightning_equiv.metrics.functional import Kind
 from lightning_equiv.symmetry.call import TOTAL
@@ -34,7 +35,8 @@ class EquivarianceMonitor(L.Callback):
         kind: "relative", "absolute", "orbit_mean" or "max".
         every_n_epochs: measure in every n-th epoch of training.
         num_batches: how many batches of each validation are measured; None measures all.
-        chunk_size: most inputs in one call of the network, to bound memory.
+        chunk_size: most inputs in one call of the network, never fewer than the batch itself; None takes all at once,
+            "auto" as many as are fast and fit into memory, see `equivariance_error`.
         per_irrep: log each part of the output as `name`/part too.
         needs_grad: the network differentiates inside (conservative forces).
         seed: of the draws. The same elements are drawn in every validation, so that a curve shows the model's changes.
@@ -58,7 +60,7 @@ class EquivarianceMonitor(L.Callback):
         kind: Kind = "relative",
         every_n_epochs: int = 1,
         num_batches: int | None = 8,
-        chunk_size: int | None = None,
+        chunk_size: ChunkSize = "auto",
         per_irrep: bool = False,
         needs_grad: bool = False,
         seed: int = 0,

@@ -14,8 +14,9 @@ from torchmetrics import Metric
 
 from lightning_equiv._random import derived_generator
 from lightning_equiv.groups.group import element_dtype
+from lightning_equiv.metrics.chunks import ChunkSize, check_chunk_size
 from lightning_equiv.metrics.interval import Interval, moments, ratio_interval
-from lightning_equiv.metrics.measurement import Measurement, check_chunk_size, measuring
+from lightning_equiv.metrics.measurement import Measurement, measuring
 from lightning_equiv.symmetry.symmetry import Symmetry, as_symmetry
 from lightning_equiv.wiring.ranks import process_rank
 
@@ -48,7 +49,7 @@ class RatioMetric(Metric):
         symmetry: Symmetry,
         figures: Sequence[str],
         *,
-        chunk_size: int | None,
+        chunk_size: ChunkSize,
         needs_grad: bool,
         seed: int = 0,
         root: bool,

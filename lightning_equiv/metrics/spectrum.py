@@ -15,6 +15,7 @@ from lightning_equiv.groups.harmonics import Harmonics, harmonics
 from lightning_equiv.groups.parts import embedded, linear_part
 from lightning_equiv.groups.product import as_group
 from lightning_equiv.groups.quadrature import quadrature
+from lightning_equiv.metrics.chunks import ChunkSize
 from lightning_equiv.metrics.measurement import Measurement, measuring
 from lightning_equiv.metrics.orbit import Orbit, orbit
 from lightning_equiv.metrics.ratio_metric import RatioMetric, Sums
@@ -93,7 +94,7 @@ def equivariance_spectrum(
     kwargs: Mapping[str, Any] | None = None,
     num_samples: int | None = 32,
     highest: int = 6,
-    chunk_size: int | None = None,
+    chunk_size: ChunkSize = "auto",
     generator: torch.Generator | None = None,
     per_irrep: bool = False,
     needs_grad: bool = False,
@@ -259,7 +260,7 @@ class EquivarianceSpectrum(RatioMetric):
         *,
         num_samples: int | None = 32,
         highest: int = 6,
-        chunk_size: int | None = None,
+        chunk_size: ChunkSize = "auto",
         per_irrep: bool = False,
         needs_grad: bool = False,
         seed: int = 0,

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_equiv._checks import check_number
 from lightning_equiv.groups.group import AlgebraElement, GroupElement
+from lightning_equiv.metrics.chunks import ChunkSize
 from lightning_equiv.metrics.measurement import Measurement, measuring
 from lightning_equiv.symmetry.call import TOTAL, BoundTree
 from lightning_equiv.symmetry.symmetry import Symmetry
@@ -56,7 +57,7 @@ def worst_case(
     kwargs: Mapping[str, Any] | None = None,
     num_samples: int | None = 32,
     steps: int = 12,
-    chunk_size: int | None = None,
+    chunk_size: ChunkSize = "auto",
     generator: torch.Generator | None = None,
     needs_grad: bool = False,
 ) -> WorstCase:
