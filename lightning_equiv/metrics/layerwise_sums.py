@@ -13,7 +13,7 @@ from lightning_equiv._random import private_generator
 from lightning_equiv.groups.group import AlgebraElement, GroupElement, element_dtype
 from lightning_equiv.layers.choose import Layers
 from lightning_equiv.layers.layer import LayerFamily
-from lightning_equiv.metrics.derivative import directional_derivative
+from lightning_equiv.metrics.derivative import Function, Method, directional_derivative
 from lightning_equiv.metrics.layer_calls import LayerCalls, compared, layers_of
 from lightning_equiv.metrics.measurement import measuring
 from lightning_equiv.representations.representation import Representation
@@ -79,7 +79,7 @@ class _Sums:
         self.values = torch.zeros(4, len(calls.layers) + 1, dtype=element_dtype(device), device=device)
         self.values[3, -1] = self.measurement.num_inputs
         self.eps = max(torch.finfo(y.dtype).eps for y in (*calls.outputs, *(c.y for c in calls.calls)))
-        self._methods: dict[str, Any] = {}
+        self._methods: dict[str, Method] = {}
 
     # ---- with group elements -------------------------------------------------------------------------------------
     def add_element(self, g: GroupElement, of: int, terms: bool) -> None:
@@ -114,6 +114,8 @@ class _Sums:
         """L f_i of every layer along every direction, and what it makes of the output."""
         calls = self.calls
         exact = num_probes is None or len(calls.layers) * len(directions) <= num_probes
+        self._find_method("output", *self._of_features(range(len(calls.calls))))
+        exact = exact or self._methods["output"] == "central_difference"  # a backward pass would be wrong, too
         wholes, defects = [], []
         for i in range(len(directions)):
             whole, sizes = self._lie_derivative(directions[i])
@@ -164,22 +166,34 @@ class _Sums:
 
     def _propagated(self, defects: Mapping[int, Tensor]) -> Features:
         """sum_k J_{>k} d_k over these calls."""
-        calls, numbers = self.calls, list(defects)
+        function, primals = self._of_features(list(defects))
+        return self._derivative("output", function, primals, list(defects.values()))[1]
+
+    def _of_features(self, numbers: Sequence[int]) -> tuple[Function, Features]:
+        """The network's output as a function of what these calls return, and what they do return."""
+        calls = self.calls
         primals = [calls.calls[k].y for k in numbers]
 
         def output(values: Sequence[Tensor]) -> Features:
             added = {k: value - y for k, value, y in zip(numbers, values, primals, strict=True)}
             return calls.run(calls.x, added=added)[0]
 
-        return self._derivative("output", output, primals, list(defects.values()))[1]
+        return output, primals
 
-    def _derivative(self, name: str, function: Any, primals: Features, tangents: Features) -> tuple[Features, Features]:
-        """f(x) and J v by the method that the first of this name was found by."""
-        method = self._methods.get(name, "auto")
-        found, slopes, self._methods[name] = directional_derivative(function, primals, tangents, method)
+    def _derivative(
+        self, name: str, function: Function, primals: Features, tangents: Features
+    ) -> tuple[Features, Features]:
+        """f(x) and J v, by the method that was found right for functions of this name."""
+        if name not in self._methods:
+            self._find_method(name, function, primals)
+        found, slopes, _ = directional_derivative(function, primals, tangents, self._methods[name])
+        return found, slopes
+
+    def _find_method(self, name: str, function: Function, primals: Features) -> None:
+        """Along x itself: L f_i may be 0, and then every method is right."""
+        self._methods[name] = directional_derivative(function, primals, primals)[2]
         if self._methods[name] == "central_difference":
             self.eps = max(self.eps, torch.finfo(primals[0].dtype).eps ** (2 / 3))
-        return found, slopes
 
     def _add_probes(self, wholes: list[Features], defects: list[Features], num_probes: int) -> None:
         """c_i from probes and s_i from one backward pass for each direction: inner products with J_{>i}^T z."""

@@ -22,9 +22,12 @@ from lightning_equiv import (
     LayerwiseError,
     LayerwiseErrors,
     Symmetry,
+    VectorNeurons,
     equivariance_error,
     layerwise_error,
+    lie_derivative_error,
 )
+from lightning_equiv._random import derived_generator
 from lightning_equiv.groups.group import Group
 from tests.helpers import close, normal, seeded
 
@@ -158,9 +161,9 @@ def test_nothing_but_a_functional_operation() -> None:
 class Residual(nn.Module):
     """x + f_1(x), then that plus f_2 of it."""
 
-    def __init__(self) -> None:
+    def __init__(self, num_blocks: int = 2) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList([bent(1), bent(2)])
+        self.blocks = nn.ModuleList(bent(1 + i) for i in range(num_blocks))
 
     def forward(self, x: Tensor) -> Tensor:
         for block in self.blocks:
@@ -180,6 +183,9 @@ def test_a_residual_network_against_dense_jacobians() -> None:
     errors = layerwise_error(net, x, VECTORS, {"blocks.*": ("1o", "1o")})
     agrees(errors, twin(x, net, terms))
     assert errors.remainder < 1e-12
+    finite = layerwise_error(Residual(3), x, VECTORS, {"blocks.*": ("1o", "1o")}, finite=True, generator=seeded())
+    close(finite.ends_up.sum(), torch.tensor(1.0))
+    assert finite.remainder < 1e-12
 
 
 class Twice(nn.Module):
@@ -200,7 +206,8 @@ def test_a_layer_that_is_used_twice() -> None:
 
     errors = layerwise_error(net, x, VECTORS, ALL)
     agrees(errors, twin(x, net, terms))
-    close(errors.ends_up, torch.ones(1))
+    for settings in ({}, {"num_probes": 2}):
+        close(layerwise_error(net, x, VECTORS, ALL, **settings).ends_up, torch.ones(1))
 
 
 # ---- what is known -----------------------------------------------------------------------------------------------
@@ -233,6 +240,31 @@ def test_two_layers_that_cancel() -> None:
     close(errors.ends_up.sum(), torch.tensor(1.0), 1e-8)
 
 
+@pytest.mark.parametrize("settings", [{}, {"num_probes": 1}], ids=str)
+def test_large_numbers_that_cancel_leave_rounding(settings: dict[str, Any]) -> None:
+    """Far more than rounding of f(x) itself, which is x."""
+    w = torch.linalg.qr(normal(3, 3, seed=1)).Q @ torch.diag(torch.tensor([1e6, 1.0, 1e-2]))
+    errors = layerwise_error(chain(Matrix(w), Matrix(w.inverse())), normal(6, 3), VECTORS, ALL, **settings)
+    assert errors.total > 1e-25
+    assert errors.nothing_to_share
+    assert errors.ends_up.tolist() == [0.0, 0.0]
+
+
+def test_small_positions_that_a_translation_moves_far() -> None:
+    class Sum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = Norms()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * (1 / 49) * 49 + 0 * self.layer(x)  # not quite x
+
+    x = 1e-12 * normal(6, 3)
+    errors = layerwise_error(Sum(), x, Symmetry("SE(3)", "Point()", "Point()"), ALL)
+    assert errors.total > 1e-50
+    assert errors.nothing_to_share
+
+
 def test_an_equivariant_network_has_nothing_to_share() -> None:
     errors = layerwise_error(chain(Norms(), Norms()), normal(6, 3), VECTORS, ALL)
     assert errors.nothing_to_share
@@ -247,10 +279,19 @@ def test_own_is_the_equivariance_error_of_the_layer() -> None:
         norms = layer(h).square().sum(-1)
         each = equivariance_error(layer, h, VECTORS, elements=g)
         close(errors.own[i], ((each.square() * norms).sum() / norms.sum()).sqrt().detach())
+    whole, norms = (chain(f_1, f_2), f_2(f_1(x)).detach().square().sum(-1))
+    close(errors.total, (equivariance_error(whole, x, VECTORS, elements=g).square() * norms).mean())
+
+
+def test_the_total_is_the_lie_derivative_of_the_network() -> None:
+    net, x = Residual(), normal(6, 3)
+    derivative = lie_derivative_error(net, x, VECTORS)
+    errors = layerwise_error(net, x, VECTORS, {"blocks.*": ("1o", "1o")})
+    close(errors.total, derivative.total.square() * derivative.norms.mean())
 
 
 def test_probes_against_exact_figures() -> None:
-    net, x, probes, runs = chain(bent(1), bent(2), bent(3)), normal(2, 3), 8, 40
+    net, x, probes, runs = chain(bent(1), bent(2), bent(3)), normal(2, 3), 8, 25
     exact = layerwise_error(net, x, VECTORS, ALL, num_probes=None)
     made = []
     for seed in range(runs):
@@ -358,14 +399,20 @@ def test_vector_neurons() -> None:
     """Features in the middle dimensions, and points behind them; the logits are invariant."""
     net = VectorNeuronClassifier(3, channels=4, num_neighbours=3)
 
-    class VNOther(VNLinear):
+    class Shifted(VNLinear):
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x) + torch.tensor([0.1, 0.2, 0.3]).view(3, *[1] * (x.ndim - 3))
 
     symmetry, cloud = Symmetry("SO(3)", "1o", "3x0e"), normal(2, 10, 3)
     assert layerwise_error(net, cloud, symmetry, VNLinear).nothing_to_share
-    net.local.linear = VNOther(4, 4)
-    errors = layerwise_error(net, cloud, symmetry, VNLinear)
+    net.local.linear = Shifted(4, 4)
+    with pytest.raises(ValueError, match="families="):
+        layerwise_error(net, cloud, symmetry, VNLinear)
+    families = [VectorNeurons(of=Shifted)]
+    errors = layerwise_error(net, cloud, symmetry, VNLinear, families=families)
+    metric = LayerwiseError(symmetry, VNLinear, families=families)
+    metric.update(net, cloud)
+    close(metric.compute()["ends_up/local.linear"], torch.tensor(1.0), 1e-6)
     assert len(errors.layers) == 7
     close(errors.ends_up, torch.tensor([float(name == "local.linear") for name in errors.layers]), 1e-9)
     assert errors.remainder < 1e-9
@@ -484,13 +531,18 @@ def test_convolutions_of_a_finite_group() -> None:
     assert errors.layers == ("0", "2", "4")
 
 
-def test_what_follows_may_work_in_place() -> None:
-    expected = layerwise_error(chain(bent(1), nn.ReLU(), bent(2)), normal(6, 3), VECTORS, {"[02]": ("1o", "1o")})
-    net = chain(bent(1), nn.ReLU(inplace=True), bent(2))
-    for settings in ({}, {"num_probes": 1}):
-        errors = layerwise_error(net, normal(6, 3), VECTORS, {"[02]": ("1o", "1o")}, **settings)
-        close(errors.ends_up, expected.ends_up)
-        close(errors.remainder, expected.remainder)
+@pytest.mark.parametrize("settings", [{}, {"num_probes": 1}, {"finite": True}], ids=str)
+def test_what_follows_may_work_in_place(settings: dict[str, Any]) -> None:
+    layers, x = {"[02]": ("1o", "1o")}, normal(6, 3)
+    expected, errors = (
+        layerwise_error(
+            chain(bent(1), nn.ReLU(inplace=inplace), bent(2)), x, VECTORS, layers, generator=seeded(), **settings
+        )
+        for inplace in (False, True)
+    )
+    assert torch.equal(x, normal(6, 3))
+    for name, value in expected.as_dict().items():
+        close(errors.as_dict()[name], value)
 
 
 def test_a_layer_without_a_derivative_in_torch() -> None:
@@ -500,10 +552,15 @@ def test_a_layer_without_a_derivative_in_torch() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return torch.from_numpy(super().forward(x).detach().numpy().copy())
 
-    expected = layerwise_error(chain(bent(1), bent(2)), normal(6, 3), VECTORS, ALL)
-    errors = layerwise_error(chain(bent(1), Outside(normal(3, 3, seed=2), 0.3)), normal(6, 3), VECTORS, ALL)
-    close(errors.ends_up, expected.ends_up, 1e-6)
-    close(errors.makes, expected.makes, 1e-6)
+    double = Matrix(2 * torch.eye(3))  # has no defect, and of 0 every derivative is right
+    within, outside = (chain(double, bent(1), last(normal(3, 3, seed=2), 0.3)) for last in (Matrix, Outside))
+    for layers in (ALL, {"[01]": ("1o", "1o")}):
+        expected = layerwise_error(within, normal(6, 3), VECTORS, layers)
+        for num_probes in (None, 1):
+            errors = layerwise_error(outside, normal(6, 3), VECTORS, layers, num_probes=num_probes)
+            close(errors.ends_up, expected.ends_up, 1e-6)
+            close(errors.makes, expected.makes, 1e-6)
+    assert layerwise_error(chain(Norms(), Outside(torch.eye(3) / 3)), normal(6, 3), VECTORS, ALL).nothing_to_share
 
 
 class Energy(nn.Module):
@@ -534,10 +591,30 @@ def test_a_network_that_differentiates_inside() -> None:
 
     alone = EnergyAlone(*net.layers)
     expected = layerwise_error(alone, normal(6, 3), Symmetry("SO(3)", "1o", {"energy": "0e"}), layers)
-    close(errors.ends_up, expected.ends_up, 1e-9)
-    close(errors.makes, expected.makes, 1e-9)
-    assert errors.remainder < 1e-9
+    close(errors.ends_up, expected.ends_up)
+    close(errors.makes, expected.makes)
+    assert errors.remainder < 1e-12
     assert all(p.grad is None for p in net.parameters())
+
+
+def test_a_graph_of_pyg() -> None:
+    data = pytest.importorskip("torch_geometric.data")
+
+    class Net(Graphs):
+        def forward(self, graph: Any) -> Tensor:
+            return super().forward(graph.pos, graph.edge_index, graph.batch)
+
+    pos, edge_index, batch = graphs()
+    edges = edge_index[:, :4], edge_index[:, 4:] - 3
+    both = data.Batch.from_data_list([data.Data(pos=pos[batch == i], edge_index=edges[i]) for i in range(2)])
+    layers = {"layers.*": ("1o", "1o")}
+    errors = layerwise_error(Net(0.3, 0.5), both, Symmetry("SO(3)", {"pos": "1o"}, "1o"), layers, finite=True)
+    symmetry = Symmetry("SO(3)", {"pos": "1o", "edge_index": "NodeIndex()"}, "1o", index="batch")
+    assert errors.remainder < 1e-12
+    errors = layerwise_error(Net(0.3, 0.5), both, Symmetry("SO(3)", {"pos": "1o"}, "1o"), layers)
+    expected = layerwise_error(Graphs(0.3, 0.5), graphs(), symmetry, layers)
+    close(errors.makes, expected.makes)
+    close(errors.ends_up, expected.ends_up)
 
 
 # ---- what it leaves, and what it refuses -----------------------------------------------------------------------------
@@ -676,6 +753,25 @@ def test_the_metric_sums_over_batches() -> None:
     metric.reset()
     with pytest.warns(UserWarning, match="before"):
         assert bool(metric.compute()["total"].isnan())
+
+
+SETTINGS: list[dict[str, Any]] = [{}, {"finite": True}, {"num_probes": 2}, {"num_samples": 3}, {"needs_grad": True}]
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_the_metric_hands_its_settings_on(settings: dict[str, Any]) -> None:
+    net, symmetry = Energy(Norms(), bent(1)), Symmetry("SO(3)", {"x": "1o"}, {"energy": "0e", "forces": Ignored()})
+    if "needs_grad" not in settings:
+        net, symmetry = Residual(), Symmetry("SO(3)", {"x": "1o"}, "1o")
+    layers = {"*.*": ("1o", "1o")}
+    metric = LayerwiseError(symmetry, layers, seed=5, **settings)
+    metric.update(net, x=normal(6, 3))
+    generator = derived_generator("LayerwiseError", 5, 0, 1)
+    expected = layerwise_error(
+        net, (), symmetry, layers, kwargs={"x": normal(6, 3)}, generator=generator, **settings
+    ).as_dict()
+    found = metric.compute()
+    assert found == {name: value.float() for name, value in expected.items()}
 
 
 def test_another_network_is_refused() -> None:
