@@ -18,7 +18,7 @@ Function = Callable[[list[Tensor]], Sequence[Tensor]]
 Derivative = tuple[list[Tensor], list[Tensor]]
 
 _AGREES = 0.01  # relative distance from the central difference of a derivative that nobody doubts
-_ROUNDINGS = 20  # error of an output of size 1, in units of the rounding error
+_ROUNDINGS = 4  # error of an output of size 1, in units of the rounding error
 _STEPS_APART = 3  # two central differences, as far apart as rounding and kinks may bring them
 _HALF = (torch.float16, torch.bfloat16)
 
@@ -68,27 +68,24 @@ def directional_derivative(
         return y, [torch.zeros_like(t) for t in y], "jvp" if method == "auto" else method
     if method != "auto":
         return *_METHODS[method](function, x, v), method
-    half = any(t.dtype in _HALF for t in x)
-    reason: RuntimeError | None = None
+    reason: RuntimeError | str = "a derivative of 0 or the like, since it leaves the graph (detach, item)"
     difference: Derivative | None = None
     for exact in ("jvp", "double_backward"):
         try:
             found = _METHODS[exact](function, x, v)
         except RuntimeError as error:  # NotImplementedError is one; what is the network's own comes again below
-            reason = reason or error
+            reason = error
             continue
-        if half:  # whose central differences are rounding
-            return *found, exact
-        difference = difference or central_difference(function, x, v)
+        difference = difference or _difference(function, x, v)
         if not _doubtful(function, x, v, found, difference):
             return *found, exact
-    if half:
-        function(_copies(x))  # which raises what is the network's own
+    difference = difference or _difference(function, x, v)  # raises what is the network's own
+    if any(t.dtype in _HALF for t in x):
         raise ValueError(
             f"expected a network that can be differentiated, or float32, got {x[0].dtype}, of which a central "
-            f"difference is rounding: measure a copy of the network in float32. Torch's words were: {reason}"
-        ) from reason
-    return *(difference or central_difference(function, x, v)), "central_difference"
+            f"difference is rounding: measure a copy of the network in float32. Differentiating it gave: {reason}"
+        )
+    return *difference, "central_difference"
 
 
 def check_method(method: str) -> None:
@@ -121,12 +118,14 @@ def double_backward(function: Function, primals: Sequence[Tensor], tangents: Seq
             ys = [outputs[i] for i in places]
             cs = [torch.zeros_like(y, requires_grad=True) for y in ys]
             backward = torch.autograd.grad(ys, leaves, cs, create_graph=True, allow_unused=True)  # J^T c, linear in c
-            known = [(b, v) for b, v in zip(backward, tangents, strict=True) if b is not None and b.requires_grad]
+            known = [(b, v) for b, v in zip(backward, tangents, strict=True) if b is not None]
             if known:
                 slopes = torch.autograd.grad([b for b, _ in known], cs, [v for _, v in known], allow_unused=True)
+                if all(slope is None for slope in slopes):
+                    raise RuntimeError("the network's backward pass cannot be differentiated again")
                 for i, slope in zip(places, slopes, strict=True):
                     derivatives[i] = _or_zero(outputs[i], slope)
-    return _detached(outputs), _detached(derivatives)
+        return _detached(outputs), _detached(derivatives)
 
 
 def central_difference(function: Function, primals: Sequence[Tensor], tangents: Sequence[Tensor]) -> Derivative:
@@ -140,6 +139,10 @@ def central_difference(function: Function, primals: Sequence[Tensor], tangents: 
             f"expected float32 or float64 for a central difference, got {primals[0].dtype}, of which it is rounding: "
             "measure a copy of the network in float32"
         )
+    return _difference(function, primals, tangents)
+
+
+def _difference(function: Function, primals: Sequence[Tensor], tangents: Sequence[Tensor]) -> Derivative:
     with _settings_kept():
         outputs = _detached(function(_copies(primals)))
         return outputs, _slope(function, primals, tangents, step_size(primals, tangents))

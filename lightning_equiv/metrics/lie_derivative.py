@@ -116,9 +116,10 @@ def lie_derivative_error(
     much as in `equivariance_error`. No random numbers are drawn.
 
     An exactly equivariant network reads the rounding error, 1e-15 in float64 and about 1e-6 in float32. On images
-    (`Image`, `VectorField`) it reads far more: A x is the slope of a cubic interpolant, whose error at a wave of k
-    radians a pixel is about k^2/6 of the slope, and at the border an image is cut off. That floor is what the identity
-    of the same pixels reads by another path, such as a convolution with an isotropic filter: compare with it.
+    (`Image`, `VectorField`) it reads far more: A x is the slope of a cubic interpolant, by k^2/6 too small for a wave
+    of k radians a pixel. This floor is what a pointwise function, which commutes with every rotation, reads in the
+    network's place: tanh(2 x) 0.03 where k = 0.3, 0.3 where k = 0.8, and 9 on white noise; a Gaussian filter of 1.5
+    pixels 0.004, 0.04 and 2. Measure both on your images before the network.
 
     Args:
         network: f. A module is measured in evaluation mode and put back.
