@@ -199,7 +199,6 @@ def lie_grams(measurement: Measurement, method: Method | Literal["auto"]) -> tup
         each = own[torch.arange(times, device=own.device).repeat_interleave(n)]
         parts = _along(measurement, each, times, method)[0].parts()
         chunks.append({part: x.unflatten(0, (times, -1)) for part, x in parts.items()})
-    measurement.call.inputs.check_unchanged()
     whole = {part: torch.cat([chunk[part] for chunk in chunks]) for part in chunks[0]}
     return measurement.f_x.gram_matrices(whole), method
 
@@ -232,7 +231,7 @@ def _along(
 
 def _moved(tree: BoundTree) -> list[int]:
     """The places of the tensors that elements move."""
-    return [i for i, t in enumerate(tree.tensors) if not (t.shared or t.representation.trivial)]
+    return [i for i, t in enumerate(tree.tensors) if not t.representation.trivial]
 
 
 def _generic(measurement: Measurement, algebra: AlgebraElement) -> AlgebraElement:

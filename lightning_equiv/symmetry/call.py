@@ -124,7 +124,7 @@ class BoundTree:
             raise ValueError(f"expected {self.inputs.num} elements (one for each input) or one, got {len(a)}")
 
         def derived(t: BoundTensor) -> BoundTensor:
-            if t.shared or t.representation.trivial:
+            if t.representation.trivial:
                 return replace(t, x=torch.zeros_like(t.x))
             own = a if t.owner is None or len(a) == 1 else a[t.owner]
             return replace(t, x=act_infinitesimally(self.name, t.path, t.representation, own, t.x))

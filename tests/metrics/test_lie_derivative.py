@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
@@ -29,6 +30,7 @@ from lightning_equiv import (
 from lightning_equiv.groups.group import AlgebraElement
 from lightning_equiv.metrics.lie_derivative import LieDerivative
 from lightning_equiv.metrics.subgroups import generator_names
+from lightning_equiv.wiring.call_recorder import CallRecorder
 from tests.helpers import close, default_dtype, global_seed, normal, seeded
 
 D = torch.tensor([1.0, 2.0, 2.0], dtype=torch.float64) / 3
@@ -418,17 +420,56 @@ def test_the_method_that_was_used() -> None:
         close(found.grams, lie_derivative_error(MLP(), normal(8, 3), VECTORS).grams, 1e-7)
 
 
-@pytest.mark.parametrize("size", [1e-10, 1e10])
-def test_a_lost_tangent_is_noticed_in_any_unit(size: float) -> None:
-    """Rotations move by the size of x, translations by 1: the check looks at both."""
-    symmetry = Symmetry("SO(3) x T(3)", {"x": Factor(0, "1o"), "y": Factor(1, Point())}, Factor(0, "1o"))
-    for network in (lambda x, y: (x / size + y.detach()).sin(), lambda x, y: (x.detach() / size + y).sin()):
-        x, y = size * normal(8, 3), normal(8, 3, seed=1)
-        found = lie_derivative_error(network, (), symmetry, kwargs={"x": x, "y": y})
+@pytest.mark.parametrize("size", [1e-10, 1.0, 1e10])
+def test_points_in_any_unit_of_length(size: float) -> None:
+    """Rotations move points by their size, translations by 1: the check and the steps look at each by itself."""
+    symmetry = Symmetry("SE(3)", Point(), "1o")
+
+    def network(x: Tensor, lost: bool = False) -> Tensor:
+        x = x / size
+        r = x[:, 0] - x[:, 1]  # which translations leave alone
+        return (r.detach() if lost else r).sin() + x[:, 0].cos()
+
+    x = size * normal(8, 2, 3)
+    right = lie_derivative_error(network, x, symmetry)
+    assert right.method == "jvp"
+    for found in (
+        lie_derivative_error(lambda x: network(x, lost=True), x, symmetry),
+        lie_derivative_error(network, x, symmetry, method="central_difference"),
+    ):
         assert found.method == "central_difference"
-        right = lie_derivative_error(lambda x, y: (x / size + y).sin(), (), symmetry, kwargs={"x": x, "y": y})
-        assert right.method == "jvp"
-        close(found.grams, right.grams, 1e-6)
+        for name, value in found.figures().items():
+            close(value / right.figures()[name], torch.tensor(1.0), 1e-6)
+
+
+def test_the_check_is_about_no_special_axis() -> None:
+    """The sum of the coordinates does not change about (1, 1, 1)."""
+    found = lie_derivative_error(lambda x: x + x.detach().sum(-1, keepdim=True), normal(8, 3), VECTORS)
+    assert found.method == "central_difference"
+
+
+def test_a_network_that_returns_nothing() -> None:
+    found = lie_derivative_error(lambda x: 0 * x, normal(8, 3), VECTORS)
+    assert found.kept(0.0) == "all"
+    assert not any(bool(value) for value in found.figures().values())
+
+
+def test_no_recorder_sees_it() -> None:
+    network = MLP()
+    recorder = CallRecorder(network)
+    recorder.start()
+    lie_derivative_error(network, normal(4, 3), VECTORS)
+    assert recorder.stop() == []
+    recorder.remove()
+
+
+@pytest.mark.parametrize(
+    "wrap", [torch.jit.script, partial(torch.compile, backend="aot_eager")], ids=["script", "compile"]
+)
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+def test_a_network_in_another_form(wrap: Callable[..., Any]) -> None:
+    found = lie_derivative_error(wrap(MLP()), normal(4, 3), VECTORS)
+    close(found.grams, lie_derivative_error(MLP(), normal(4, 3), VECTORS).grams, 1e-6)
 
 
 def test_a_network_that_nothing_moves() -> None:
@@ -513,8 +554,18 @@ def test_the_summary_is_of_all_ranks() -> None:
     metric.update(MLP(), x)
     own, others = (lie_derivative_error(f, y, symmetry) for f, y in ((MLP(), x), (about_d, 3 * x)))
     close(metric.summary().gram, (own.grams.sum(0) + others.grams.sum(0)) / (own.norms.sum() + others.norms.sum()))
+    close(metric.summary().norms, (own.norms.sum() + others.norms.sum())[None])
     close(metric.compute()["total"], metric.summary().total, 1e-6)
     assert metric.methods == {"jvp": 5}
+
+
+def test_an_output_that_is_left_out() -> None:
+    symmetry = Symmetry("SO(3)", "1o", {"a": "1o", "b": "0e"})
+    metric = LieDerivativeError(symmetry, per_irrep=True)
+    metric.update(lambda x: {"a": MLP()(x), "b": None}, normal(4, 3))
+    metric.update(lambda x: {"a": MLP()(x), "b": x[:, :1]}, normal(4, 3))
+    alone = lie_derivative_error(lambda x: x[:, :1], normal(4, 3), Symmetry("SO(3)", "1o", "0e"))
+    close(metric.compute()["b.0e/total"], alone.total, 1e-6)
 
 
 def test_the_metric_before_and_after_nonsense() -> None:
