@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import re
-import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import Metric
 
 from lightning_equiv._checks import check_number
-from lightning_equiv._random import derived_generator
-from lightning_equiv.groups.group import AlgebraElement, GroupElement, element_dtype
+from lightning_equiv.groups.group import AlgebraElement, GroupElement
 from lightning_equiv.layers.choose import Layers
 from lightning_equiv.layers.layer import LayerFamily
 from lightning_equiv.metrics.layerwise_sums import layerwise_sums
-from lightning_equiv.symmetry.symmetry import Symmetry, as_symmetry
-from lightning_equiv.wiring.ranks import process_rank
+from lightning_equiv.metrics.symmetry_metric import SymmetryMetric
+from lightning_equiv.symmetry.symmetry import Symmetry
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,7 +174,7 @@ def reduce_layerwise(names: tuple[str, ...], sums: Tensor) -> LayerwiseErrors:
     )
 
 
-class LayerwiseError(Metric):
+class LayerwiseError(SymmetryMetric):
     r"""Which layers make a network's distance from a symmetry, over a data set.
 
     With the network's Lie derivative L f, the defect L f_i of each chosen layer, and J_{>i} the Jacobian of what comes
@@ -226,10 +222,6 @@ class LayerwiseError(Metric):
           booktitle={International Conference on Learning Representations}, year={2023}, note={arXiv:2210.02984}}
     """
 
-    full_state_update = False
-    is_differentiable = False
-    higher_is_better = False
-
     def __init__(
         self,
         symmetry: Symmetry,
@@ -243,31 +235,17 @@ class LayerwiseError(Metric):
         seed: int = 0,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
         for name, value in (("num_samples", num_samples), ("num_probes", num_probes)):
             check_number(name, value, least=1, whole=True, optional=True)
-        self.symmetry, self.layers, self.families = as_symmetry(symmetry), layers, tuple(families)
-        self.num_samples, self.num_probes = num_samples, num_probes
-        self.finite, self.needs_grad, self.seed = finite, needs_grad, seed
-        # torchmetrics merges the metrics of a collection whose states look equal: a name of its own prevents it
-        settings = (self.symmetry, layers, self.families, num_samples, finite, num_probes, seed)
-        description = re.sub("0x[0-9a-f]+", "", repr(settings))  # no addresses
-        self._state = f"layerwise_{zlib.crc32(description.encode()):08x}"
-        self.add_state(self._state, torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")  # (4, L + 1) later
+        settings = (layers, tuple(families), num_samples, finite, num_probes)
+        super().__init__(symmetry, needs_grad=needs_grad, seed=seed, settings=settings, **kwargs)
+        self.layers, self.families = layers, tuple(families)
+        self.num_samples, self.num_probes, self.finite = num_samples, num_probes, finite
+        self._declare("layerwise")  # (4, L + 1) later
         self._names: tuple[str, ...] = ()
-        self._updates_before = 0
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Measure one batch and return its figures; the network is run as often as by `update`."""
-        self._updates_before = self._update_count  # a forward counts its update from zero
-        try:
-            return super().forward(*args, **kwargs)
-        finally:
-            self._updates_before = 0
 
     def update(self, network: nn.Module, *args: Any, **kwargs: Any) -> None:
         """Measure the layers of `network` in one call, `network(*args, **kwargs)`."""
-        update = self._updates_before + self._update_count
         names, sums = layerwise_sums(
             network,
             args,
@@ -278,35 +256,24 @@ class LayerwiseError(Metric):
             num_samples=self.num_samples,
             finite=self.finite,
             num_probes=self.num_probes,
-            generator=derived_generator("LayerwiseError", self.seed, process_rank(), update),
+            generator=self._generator(),
             needs_grad=self.needs_grad,
         )
-        old = getattr(self, self._state)
+        old = self._state("layerwise")
         if old.ndim and names != self._names:
             raise ValueError(
                 f"expected a network with the layers of the updates before, {list(self._names)}, got {list(names)}: "
                 "reset the metric, or take one for each network"
             )
         self._names = names
-        setattr(self, self._state, old + sums.to(old))
+        self._add("layerwise", sums)
 
     def compute(self) -> dict[str, Tensor]:
         """The figures over everything seen, by name, see above; only "total", NaN, before any update."""
-        sums = getattr(self, self._state)
+        sums = self._state("layerwise")
         if not sums.ndim:
             return {"total": torch.full((), torch.nan, device=self.device)}
         errors = reduce_layerwise(self._names, sums)
         if not bool(torch.isfinite(errors.total)):
             raise ValueError(f"the Lie derivative is {float(errors.total)}: the network returned NaN or infinity")
         return {name: value.float() for name, value in errors.as_dict().items()}
-
-    def _apply(self, fn: Callable[..., Any], exclude_state: Sequence[str] = "") -> nn.Module:
-        """Move the metric; on a device without float64 its state is float32."""
-        dtype = element_dtype(fn(torch.zeros(0, device=self.device)).device)
-        setattr(self, self._state, getattr(self, self._state).to(dtype))
-        self._defaults[self._state] = torch.tensor(0.0, dtype=dtype, device=self.device)
-        return super()._apply(fn, exclude_state)
-
-    def plot(self, val: Any = None, ax: Any = None) -> Any:
-        """A plot of one or more values of the metric, of `compute` by default; see torchmetrics."""
-        return self._plot(val, ax)

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import re
-import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor, nn
-from torchmetrics import Metric
+from torch import Tensor
 
-from lightning_equiv.groups.group import element_dtype
 from lightning_equiv.metrics.chunks import ChunkSize, check_chunk_size
 from lightning_equiv.metrics.derivative import Method, check_method
 from lightning_equiv.metrics.lie_derivative import LieDerivative, check_algebra, lie_grams
 from lightning_equiv.metrics.measurement import measuring
+from lightning_equiv.metrics.symmetry_metric import SymmetryMetric
 from lightning_equiv.symmetry.call import TOTAL
-from lightning_equiv.symmetry.symmetry import Symmetry, as_symmetry
+from lightning_equiv.symmetry.symmetry import Symmetry
 
 
-class LieDerivativeError(Metric):
+class LieDerivativeError(SymmetryMetric):
     r"""How fast a network loses its equivariance where a small group element moves the input, over a data set.
 
         (L_A f)(x) = d/dt rho_out(e^{-tA}) f(rho_in(e^{tA}) x) at t = 0  =  J_f(x) A_in x - A_out f(x)
@@ -61,11 +58,6 @@ class LieDerivativeError(Metric):
           booktitle={International Conference on Learning Representations}, year={2023}, note={arXiv:2210.02984}}
     """
 
-    full_state_update = False
-    is_differentiable = False
-    higher_is_better = False
-    plot_lower_bound = 0.0
-
     def __init__(
         self,
         symmetry: Symmetry,
@@ -76,28 +68,18 @@ class LieDerivativeError(Metric):
         needs_grad: bool = False,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
         check_method(method)
         check_chunk_size(chunk_size)
-        self.symmetry = as_symmetry(symmetry)
-        self.method, self.chunk_size = method, chunk_size
-        self.per_irrep, self.needs_grad = per_irrep, needs_grad
+        super().__init__(symmetry, needs_grad=needs_grad, settings=method, **kwargs)
+        self.method, self.chunk_size, self.per_irrep = method, chunk_size, per_irrep
         self._group = check_algebra(self.symmetry)
-        # torchmetrics merges the metrics of a collection whose states look equal: names of one's own prevent it
-        description = re.sub("0x[0-9a-f]+", "", repr((self.symmetry, method)))  # no addresses
-        self._token = f"lie_{zlib.crc32(description.encode()):08x}"
         self._parts = [TOTAL, *self.symmetry.output_parts] if per_irrep else [TOTAL]
-        dim = self._group.dim
-        shapes: dict[str, tuple[int, ...]] = {"methods": (len(get_args(Method)),)}
+        self._declare("methods", len(get_args(Method)))
         for part in self._parts:
-            shapes |= {self._state("gram", part): (dim, dim), self._state("norm", part): ()}
-        for name, shape in shapes.items():
-            self.add_state(self._named(name), torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
+            self._declare(self._of("gram", part), self._group.dim, self._group.dim)
+            self._declare(self._of("norm", part))
 
-    def _named(self, name: str) -> str:
-        return f"{name}_{self._token}"
-
-    def _state(self, kind: str, part: str) -> str:
+    def _of(self, kind: str, part: str) -> str:
         return f"{kind}_{self._parts.index(part)}"
 
     def update(self, network: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
@@ -110,14 +92,10 @@ class LieDerivativeError(Metric):
             inputs = measurement.num_inputs
         for part in self._parts:
             if part in grams:
-                self._add(self._state("gram", part), grams[part].sum(0))
-                self._add(self._state("norm", part), norms[part].sum())
+                self._add(self._of("gram", part), grams[part].sum(0))
+                self._add(self._of("norm", part), norms[part].sum())
         counts = [float(inputs) if name == method else 0.0 for name in get_args(Method)]
         self._add("methods", torch.tensor(counts, dtype=torch.float64))
-
-    def _add(self, name: str, value: Tensor) -> None:
-        old = getattr(self, self._named(name))
-        setattr(self, self._named(name), old + value.to(old))
 
     def compute(self) -> dict[str, Tensor]:
         """The figures over everything seen, by name; NaN, with a warning, before any update."""
@@ -140,30 +118,17 @@ class LieDerivativeError(Metric):
     @property
     def methods(self) -> dict[str, int]:
         """How many inputs were measured by which method, on this rank."""
-        counts = getattr(self, self._named("methods")).tolist()
+        counts = self._state("methods").tolist()
         return {name: int(count) for name, count in zip(get_args(Method), counts, strict=True) if count}
 
     def _summary(self) -> LieDerivative:
         """The states."""
 
         def sums(part: str) -> tuple[Tensor, Tensor]:
-            gram, norm = (getattr(self, self._named(self._state(kind, part))) for kind in ("gram", "norm"))
+            gram, norm = (self._state(self._of(kind, part)) for kind in ("gram", "norm"))
             return gram[None], norm[None]
 
-        counts = getattr(self, self._named("methods"))
+        counts = self._state("methods")
         used = " and ".join(name for name, count in zip(get_args(Method), counts, strict=True) if bool(count))
         parts = {part: sums(part) for part in self._parts if part != TOTAL}
         return LieDerivative(self._group, *sums(TOTAL), used, parts)
-
-    def _apply(self, fn: Callable[..., Any], exclude_state: Sequence[str] = "") -> nn.Module:
-        """Move the metric; on a device without float64 its states are float32."""
-        dtype = element_dtype(fn(torch.zeros(0, device=self.device)).device)
-        for name, state in self.metric_state.items():
-            assert isinstance(state, Tensor)
-            setattr(self, name, state.to(dtype))
-            self._defaults[name] = torch.zeros_like(state, dtype=dtype)
-        return super()._apply(fn, exclude_state)
-
-    def plot(self, val: Tensor | Sequence[Tensor] | None = None, ax: Any = None) -> Any:
-        """A plot of one or more values of the metric, of `compute` by default; see torchmetrics."""
-        return self._plot(val, ax)

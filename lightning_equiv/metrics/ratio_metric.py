@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import re
-import zlib
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
-from torchmetrics import Metric
+from torch import Tensor
 
-from lightning_equiv._random import derived_generator
-from lightning_equiv.groups.group import element_dtype
 from lightning_equiv.metrics.chunks import ChunkSize, check_chunk_size
 from lightning_equiv.metrics.interval import Interval, moments, ratio_interval
 from lightning_equiv.metrics.measurement import Measurement, measuring
-from lightning_equiv.symmetry.symmetry import Symmetry, as_symmetry
-from lightning_equiv.wiring.ranks import process_rank
+from lightning_equiv.metrics.symmetry_metric import SymmetryMetric
+from lightning_equiv.symmetry.symmetry import Symmetry
 
 Sums = Mapping[str, tuple[Tensor, Tensor]]
 
 
-class RatioMetric(Metric):
+class RatioMetric(SymmetryMetric):
     r"""Figures r = sum_x A(x) / sum_x B(x) over a data set, or their roots, each with a confidence interval.
 
     A subclass says which figures it has (`figures`) and what each input adds to their sums (`_measure`). The network is
@@ -37,10 +32,6 @@ class RatioMetric(Metric):
         for_zeros: which setting measures a network that returns 0, in words.
     """
 
-    full_state_update = False
-    is_differentiable = False
-    higher_is_better = False
-    plot_lower_bound = 0.0
     what: ClassVar[str]
     for_zeros: ClassVar[str] = ""
 
@@ -51,53 +42,37 @@ class RatioMetric(Metric):
         *,
         chunk_size: ChunkSize,
         needs_grad: bool,
-        seed: int = 0,
         root: bool,
+        seed: int = 0,
         largest: bool = False,
         settings: object = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(symmetry, needs_grad=needs_grad, seed=seed, settings=settings, **kwargs)
         check_chunk_size(chunk_size)
-        self.symmetry = as_symmetry(symmetry)
-        self.chunk_size, self.needs_grad, self.seed = chunk_size, needs_grad, seed
-        self.figures, self.root, self._largest = tuple(figures), root, largest
-        # torchmetrics merges the metrics of a collection whose states look equal: names of one's own prevent it
-        description = re.sub("0x[0-9a-f]+", "", repr((type(self).__name__, self.symmetry, settings, seed)))
-        self._state = f"sums_{zlib.crc32(description.encode()):08x}"
-        zero = torch.zeros(len(self.figures), 6, dtype=torch.float64)
-        self.add_state(self._state, zero, dist_reduce_fx="max" if largest else "sum")
-        self._updates_before = 0
+        self.chunk_size, self.figures, self.root, self._largest = chunk_size, tuple(figures), root, largest
+        self._declare("sums", len(self.figures), 6, reduce="max" if largest else "sum")
 
     @abstractmethod
     def _measure(self, measurement: Measurement) -> Sums:
         """A and B (n,) of each figure, by name; a figure that is not there has nothing to add."""
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Measure one batch and return its value; the network is run as often as by `update`."""
-        self._updates_before = self._update_count  # a forward counts its update from zero
-        try:
-            return super().forward(*args, **kwargs)
-        finally:
-            self._updates_before = 0
-
     def update(self, network: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         """Measure one batch: `network(*args, **kwargs)` and its moved versions are run."""
-        update = self._updates_before + self._update_count
         with measuring(
             network,
             args,
             self.symmetry,
             kwargs=kwargs,
             chunk_size=self.chunk_size,
-            generator=derived_generator(type(self).__name__, self.seed, process_rank(), update),
+            generator=self._generator(),
             needs_grad=self.needs_grad,
         ) as measurement:
             sums = self._measure(measurement)
-        old = getattr(self, self._state)
+        old = self._state("sums")
         rows = [self._row(old, *sums[name]) if name in sums else torch.zeros_like(old[0]) for name in self.figures]
         new = torch.stack(rows)
-        setattr(self, self._state, torch.maximum(old, new) if self._largest else old + new)
+        self._set("sums", torch.maximum(old, new) if self._largest else old + new)
 
     def _row(self, like: Tensor, numerator: Tensor, denominator: Tensor) -> Tensor:
         """What a batch adds to the sums of a figure; of a largest value, that and 1."""
@@ -124,7 +99,7 @@ class RatioMetric(Metric):
         return {name: Interval(*map(float, bounds)) for name, bounds in self._bounds().items()}
 
     def _bounds(self) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
-        sums = getattr(self, self._state)
+        sums = self._state("sums")
         if not self._update_count and not bool(sums.any()):
             nan = torch.full((), torch.nan, device=self.device)
             return dict.fromkeys(self.figures, (nan, nan, nan))
@@ -139,16 +114,3 @@ class RatioMetric(Metric):
                 f"every one{self.for_zeros}"
             )
         return found
-
-    def _apply(self, fn: Callable[..., Any], exclude_state: Sequence[str] = "") -> nn.Module:
-        """Move the metric; on a device without float64 its states are float32."""
-        dtype = element_dtype(fn(torch.zeros(0, device=self.device)).device)
-        for name, state in self.metric_state.items():
-            assert isinstance(state, Tensor)
-            setattr(self, name, state.to(dtype))
-            self._defaults[name] = torch.zeros_like(state, dtype=dtype)
-        return super()._apply(fn, exclude_state)
-
-    def plot(self, val: Any = None, ax: Any = None) -> Any:
-        """A plot of one or more values of the metric, of `compute` by default; see torchmetrics."""
-        return self._plot(val, ax)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_equiv import EquivarianceError, Symmetry, equivariance_error
-from lightning_equiv.metrics import ratio_metric as metric_module
+from lightning_equiv.metrics import symmetry_metric as metric_module
 from lightning_equiv.metrics.functional import Kind
 from tests.helpers import TOLERANCE, normal, seeded
 
