@@ -213,6 +213,11 @@ O = [0.0, 0.0, 0.0]
         ("E(3)", [Z + O, O + Z], "rotations about z and translations along z"),
         ("SE(3)", [[0.0, 0.0, 1.0, 2.0, -1.0, 0.0]], "rotations about z through (1, 2, 0)"),
         ("SE(3)", [[0.0, 0.0, 1.0, 0.0, 0.0, 0.5]], "screw motions about z through (0, 0, 0)"),
+        (
+            "SE(3)",
+            [[0.0, 0.0, 1.0, 2.0, -1.0, 0.0], O + Z],
+            "translations along z and rotations about z through (1, 2, 0)",
+        ),
         ("T(2)", [[0.0, 1.0]], "translations along y"),
         ("SO(2) x T(3)", [[1.0, *O], [0.0, *X]], "rotations of SO(2) and translations along x of T(3)"),
         ("SO(3) x S4", [Y], "rotations about y of SO(3)"),
@@ -222,6 +227,15 @@ O = [0.0, 0.0, 0.0]
 )
 def test_the_kept_subgroup_in_words(group: str, kept: list[list[float]], words: str) -> None:
     assert of_projector(group, *kept).kept(1e-6).replace("-0.71", "0.71") == words
+
+
+def test_the_floor_is_a_figure() -> None:
+    found = lie_derivative_error(lambda x: x * torch.tensor([1.0, 1.0, 1.01]), normal(64, 3), VECTORS)
+    figures = found.figures()
+    assert figures["x"] > 5e-3
+    assert figures["y"] > 5e-3
+    assert found.kept(2e-3) == "rotations about z"
+    assert found.kept(2e-2) == "all"
 
 
 def test_no_subgroup_is_kept() -> None:
@@ -444,7 +458,8 @@ def test_points_in_any_unit_of_length(size: float) -> None:
 
 def test_the_check_is_about_no_special_axis() -> None:
     """The sum of the coordinates does not change about (1, 1, 1)."""
-    found = lie_derivative_error(lambda x: x + x.detach().sum(-1, keepdim=True), normal(8, 3), VECTORS)
+    x = torch.cat([normal(8, 3).roll(k, -1) for k in range(3)])  # the same along every axis
+    found = lie_derivative_error(lambda x: x + x.detach().sum(-1, keepdim=True), x, VECTORS)
     assert found.method == "central_difference"
 
 
