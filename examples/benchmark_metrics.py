@@ -7,9 +7,9 @@ size n 2^k that was fastest for this network. Ours moves the inputs, runs the ne
 takes the norms; chunk_size="auto" is the default, chunk_size=None folds all K n into one call. The loop runs the
 network once for each of the K and moves with the same code. e3nn.util.test.equivariance_error turns the whole batch by
 one rotation in each of K trials, runs f(x) again in every trial and keeps the largest entry; it wants irreps, so it is
-asked for the e3nn layer only. One thread; times are medians of rounds in which the candidates take turns, the ratios
-medians of the ratios within a round; "first" is ours where nothing is known of the network yet. MiB are what a call
-needs at most beyond what the process held before (Linux only).
+asked for the e3nn layer only. One thread, whose time on the processor counts, which other programs do not lengthen;
+medians of rounds in which the candidates take turns, the ratios medians of the ratios within a round; "first" is ours
+where nothing is known of the network yet. MiB are what a call needs at most beyond what the process held (Linux only).
 """
 
 from __future__ import annotations
@@ -163,10 +163,10 @@ def forwards(network: nn.Module, chunks: list[tuple[Tensor, ...]]) -> None:
 
 
 def seconds(call: Callable[[], object]) -> float:
-    """Time of one call."""
-    start = time.perf_counter()
+    """Time of one call on the processor."""
+    start = time.thread_time()
     call()
-    return time.perf_counter() - start
+    return time.thread_time() - start
 
 
 def memory(call: Callable[[], object]) -> str:

@@ -8,6 +8,7 @@ network.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from lightning_equiv._checks import check_number
 from lightning_equiv.symmetry.call import BoundTree
-from lightning_equiv.wiring.ranks import num_processes
+from lightning_equiv.wiring.ranks import is_distributed
 
 ChunkSize = int | Literal["auto"] | None
 
@@ -32,6 +33,7 @@ _BRIEF = 0.003  # seconds of work that are not worth a search
 _TRIES = 5  # of a size, since a single timing may meet a busy moment
 _SLOW, _TRIES_OF_SLOW = 1.5, 3  # a size that takes so many times the least is tried less, once a measurement
 _ALIKE = 0.97  # of times: the larger size is taken, for short timings have the more luck
+_THREAD_TIME = os.name == "posix"  # of the processor, which other processes do not lengthen; coarse elsewhere
 _SHARE = 0.25  # of the free memory
 _MOST_KEYS = 64  # remembered for a network, whose batches may all differ
 
@@ -151,11 +153,12 @@ class TimedSizes(Sizes):
 
     @contextmanager
     def watching(self, size: int) -> Iterator[None]:
-        start = time.perf_counter()
+        clock = time.thread_time if _THREAD_TIME and torch.get_num_threads() == 1 else time.perf_counter
+        start = clock()
         yield
         tried = self.learned.tries.get(size, 0)
         if tried < _TRIES and size == _power_of_two(size):  # others are remainders
-            second = (time.perf_counter() - start) / size
+            second = (clock() - start) / size
             self.learned.seconds[size] = min(second, self.learned.seconds.get(size, second))
             self.learned.tries[size] = tried + 1
             self.tried.add(size)
@@ -209,6 +212,11 @@ def total_memory(device: torch.device) -> int:
     """Bytes of a GPU."""
     total: int = torch.cuda.get_device_properties(device).total_memory
     return total
+
+
+def num_processes() -> int:
+    """How many processes train together; 1 without distributed training."""
+    return torch.distributed.get_world_size() if is_distributed() else 1
 
 
 def chunk_sizes(

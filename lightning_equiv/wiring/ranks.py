@@ -18,11 +18,6 @@ def process_rank() -> int:
     return torch.distributed.get_rank() if is_distributed() else 0
 
 
-def num_processes() -> int:
-    """How many processes train together; 1 without distributed training."""
-    return torch.distributed.get_world_size() if is_distributed() else 1
-
-
 def mean_over_ranks(x: Tensor) -> Tensor:
     """The mean over processes, with its gradient; x itself where there is one."""
     if not is_distributed():

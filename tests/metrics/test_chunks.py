@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+import os
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
@@ -58,6 +59,8 @@ class Clock:
 
     def perf_counter(self) -> float:
         return self.now
+
+    thread_time = perf_counter
 
 
 @pytest.fixture
@@ -139,7 +142,7 @@ def test_the_rows_of_a_call_are_bounded(clocked, faster):
     network = Net()
     clocked(network, lambda rows: 1 / rows if faster else rows)
     for _ in range(3):
-        error(network, n=64, k=1000)
+        error(network, n=64, k=400)
     assert max(network.rows) == (4096 if faster else 512)
     assert network.rows[-2] == (4096 if faster else 64)
     huge = Net()
@@ -235,6 +238,22 @@ def test_a_size_that_is_slow_is_tried_three_times(clocked):
     assert sum(seen) == 3
     assert max(seen) == 1
     assert network.rows == [64] + [512] * 8
+
+
+@pytest.mark.skipif(os.name != "posix", reason="the processor's time is too coarse")
+def test_other_processes_do_not_lengthen_the_time_of_one_thread(clocked, monkeypatch):
+    network = Net()
+    clock = clocked(network, valley(512))
+    wall = iter(range(10**6))
+    monkeypatch.setattr(clock, "perf_counter", lambda: float(next(wall)), raising=False)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    for _ in range(12):
+        error(network, n=64, k=64)
+    assert network.rows[-8:] == [512] * 8
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)  # of which one cannot see the other's time
+    for _ in range(12):
+        error(network, n=64, k=64)
+    assert network.rows[-1] == 4096
 
 
 def test_brief_work_is_not_searched(clocked):
