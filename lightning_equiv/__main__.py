@@ -1,11 +1,12 @@
-"""The command line: a training from a configuration file.
+"""The command line: a training, or the report card of a trained model, from a configuration file.
 
     python -m lightning_equiv fit --config examples/cli/remul.yaml
     python -m lightning_equiv fit --model.help lightning_equiv.RegressionModule
     python -m lightning_equiv fit --trainer.callbacks.help lightning_equiv.REMUL
+    python -m lightning_equiv audit --config examples/cli/audit.yaml
 
-It is a `LightningCLI`: `model`, `data` and callbacks are classes by their names, of this library or another, with their
-arguments; `--print_config` prints all of them.
+It is a `LightningCLI`, and beside it `audit`: `model`, `data` and callbacks are classes by their names, of this library
+or another, with their arguments; `--print_config` prints all of them.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import sys
 DESCRIPTION = (
     "A training from a configuration file: `fit --config examples/cli/remul.yaml`, and `--print_config` for all of its "
     "settings. The settings of a class: `fit --model.help lightning_equiv.RegressionModule`, "
-    "`fit --trainer.callbacks.help lightning_equiv.REMUL`."
+    "`fit --trainer.callbacks.help lightning_equiv.REMUL`. "
+    "The report card of a model, how equivariant it is: `audit --config examples/cli/audit.yaml`, and `audit --help`."
 )
 
 
@@ -32,6 +34,12 @@ def main(args: list[str] | None = None) -> None:
     from lightning.pytorch.cli import LightningCLI
 
     import lightning_equiv.datasets  # noqa: F401 (so that its classes are known by their bare names)
+
+    args = sys.argv[1:] if args is None else args
+    if args[:1] == ["audit"]:
+        from lightning_equiv.audit.command import main as audit
+
+        return audit(args[1:])
 
     class CLI(LightningCLI):
         def instantiate_classes(self) -> None:

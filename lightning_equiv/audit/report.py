@@ -17,7 +17,7 @@ from lightning_equiv.audit.pictures import figure
 from lightning_equiv.audit.summary import as_json
 from lightning_equiv.audit.terminal import to_terminal, to_text
 
-_WRITTEN = (".html", ".json", ".md", ".txt")
+ENDINGS = (".html", ".json", ".md", ".txt")
 
 
 @dataclass(frozen=True)
@@ -115,8 +115,8 @@ class EquivarianceReport:
             ValueError: another ending.
         """
         path = Path(path)
-        if path.suffix not in _WRITTEN:
-            raise ValueError(f"expected a path that ends in one of {_WRITTEN}, got {str(path)!r}")
+        if path.suffix not in ENDINGS:
+            raise ValueError(f"expected a path that ends in one of {ENDINGS}, got {str(path)!r}")
         write: dict[str, Callable[[], str]] = {
             ".html": self.html,
             ".json": lambda: json.dumps(self.as_dict(), indent=1) + "\n",
