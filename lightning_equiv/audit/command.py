@@ -10,7 +10,6 @@ from typing import Any
 
 import lightning as L
 import torch
-from jsonargparse import ArgumentParser, DefaultHelpFormatter
 from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
 from torch import nn
 
@@ -27,23 +26,13 @@ DESCRIPTION = (
 _AS_MADE = "as made"  # the name of a model without a checkpoint beside others
 
 
-class _Formatter(DefaultHelpFormatter):
-    """Help without a list of every network that torch has."""
-
-    def _expand_help(self, action: Action) -> str:
-        text = super()._expand_help(action)
-        return re.sub(r", known subclasses: [^)]*", "", text) if action.dest == "model" else text
-
-
 def main(args: list[str]) -> None:
     """Run the command.
 
     Args:
         args: the words after `audit`.
     """
-    parser = ArgumentParser(prog="python -m lightning_equiv audit", description=DESCRIPTION, formatter_class=_Formatter)
-    parser.add_argument("--config", action="config", help="a configuration file")
-    parser.add_function_arguments(report_card)
+    parser = _parser()
     config = parser.parse_args(args)
     try:
         files = _listed(config.save)
@@ -57,6 +46,23 @@ def main(args: list[str]) -> None:
             print(f"written: {report.save(file)}")
     except (TypeError, ValueError, OSError) as error:
         parser.error(str(error))
+
+
+def _parser() -> Any:
+    """A parser of the settings of `report_card`."""
+    from jsonargparse import ArgumentParser, DefaultHelpFormatter  # of the extra `cli`
+
+    class Formatter(DefaultHelpFormatter):
+        """Help without a list of every network that torch has."""
+
+        def _expand_help(self, action: Action) -> str:
+            text = super()._expand_help(action)
+            return re.sub(r", known subclasses: [^)]*", "", text) if action.dest == "model" else text
+
+    parser = ArgumentParser(prog="python -m lightning_equiv audit", description=DESCRIPTION, formatter_class=Formatter)
+    parser.add_argument("--config", action="config", help="a configuration file")
+    parser.add_function_arguments(report_card)
+    return parser
 
 
 def report_card(

@@ -29,10 +29,11 @@ def existing(path: str | Path, what: str) -> Path:
         ValueError: there is no such file.
     """
     path = Path(path)
-    if not path.is_file():
-        where = f"{path.parent} has {_some(sorted(p.name for p in path.parent.iterdir()))}"
-        raise ValueError(f"{what}: {path} is no file; " + (where if path.parent.is_dir() else f"nor is {path.parent}"))
-    return path
+    if path.is_file():
+        return path
+    there = path.parent.is_dir()
+    held = f"{path.parent} has {_some(sorted(p.name for p in path.parent.iterdir()))}" if there else ""
+    raise ValueError(f"{what}: {path} is no file; {held or f'there is no folder {path.parent}'}")
 
 
 def load_weights(model: nn.Module, path: Path, trusted: bool = False) -> None:
