@@ -45,7 +45,7 @@ def main(args: list[str]) -> None:
         for file in files:
             print(f"written: {report.save(file)}")
     except (TypeError, ValueError, OSError) as error:
-        parser.error(str(error))
+        parser.error(str(error), error)
 
 
 def _parser() -> Any:
