@@ -22,6 +22,7 @@ from lightning_equiv.layers.teachers import (
     GroupConvolution,
     Teacher,
 )
+from lightning_equiv.metrics.angle_profile import AngleProfile, angle_profile
 from lightning_equiv.metrics.equivariance_error import EquivarianceError
 from lightning_equiv.metrics.floor import NoiseFloor, noise_floor
 from lightning_equiv.metrics.functional import equivariance_error
@@ -61,6 +62,7 @@ __all__ = [
     "SO2",
     "SO3",
     "AlgebraElement",
+    "AngleProfile",
     "CartesianTensor",
     "CircularConvolution",
     "ClassChanges",
@@ -120,6 +122,7 @@ __all__ = [
     "VectorField",
     "VectorNeurons",
     "WorstCase",
+    "angle_profile",
     "as_group",
     "as_representation",
     "audit",

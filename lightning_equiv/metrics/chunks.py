@@ -21,7 +21,7 @@ from torch import Tensor
 
 from lightning_equiv._checks import check_number
 from lightning_equiv.symmetry.call import BoundTree
-from lightning_equiv.wiring.ranks import is_distributed
+from lightning_equiv.wiring.ranks import num_processes
 
 ChunkSize = int | Literal["auto"] | None
 
@@ -212,11 +212,6 @@ def total_memory(device: torch.device) -> int:
     """Bytes of a GPU."""
     total: int = torch.cuda.get_device_properties(device).total_memory
     return total
-
-
-def num_processes() -> int:
-    """How many processes train together; 1 without distributed training."""
-    return torch.distributed.get_world_size() if is_distributed() else 1
 
 
 def chunk_sizes(

@@ -61,6 +61,7 @@ class EquivarianceError(RatioMetric):
     """
 
     what = "equivariance error"
+    log_name = "equivariance_error"
     for_zeros = " (kind='absolute' measures such a network)"
 
     def __init__(

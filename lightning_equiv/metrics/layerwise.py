@@ -8,14 +8,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torchmetrics.utilities.distributed import gather_all_tensors
 
 from lightning_equiv._checks import check_number
 from lightning_equiv.groups.group import AlgebraElement, GroupElement
 from lightning_equiv.layers.choose import Layers
 from lightning_equiv.layers.layer import LayerFamily
 from lightning_equiv.metrics.layerwise_sums import layerwise_sums
+from lightning_equiv.metrics.plots import draw_layers, layers_height, new_axes
 from lightning_equiv.metrics.symmetry_metric import SymmetryMetric
 from lightning_equiv.symmetry.symmetry import Symmetry
+from lightning_equiv.wiring.ranks import gathered
 
 
 @dataclass(frozen=True, eq=False)
@@ -222,6 +225,9 @@ class LayerwiseError(SymmetryMetric):
           booktitle={International Conference on Learning Representations}, year={2023}, note={arXiv:2210.02984}}
     """
 
+    log_name = "layers"
+    draws_itself = True
+
     def __init__(
         self,
         symmetry: Symmetry,
@@ -270,10 +276,50 @@ class LayerwiseError(SymmetryMetric):
 
     def compute(self) -> dict[str, Tensor]:
         """The figures over everything seen, by name, see above; only "total", NaN, before any update."""
+        errors = self._errors()
+        if errors is None:
+            return {"total": torch.full((), torch.nan, device=self.device)}
+        return {name: value.float() for name, value in errors.as_dict().items()}
+
+    def _errors(self) -> LayerwiseErrors | None:
+        """The figures of the states; None before any update."""
         sums = self._state("layerwise")
         if not sums.ndim:
-            return {"total": torch.full((), torch.nan, device=self.device)}
+            return None
         errors = reduce_layerwise(self._names, sums)
         if not bool(torch.isfinite(errors.total)):
             raise ValueError(f"the Lie derivative is {float(errors.total)}: the network returned NaN or infinity")
-        return {name: value.float() for name, value in errors.as_dict().items()}
+        return errors
+
+    def _sync_dist(self, dist_sync_fn: Any = gather_all_tensors, process_group: Any = None) -> None:
+        """Sum over ranks; one that has seen nothing learns from the others which layers there are."""
+        sums = self._state("layerwise")
+        group = process_group or self.process_group
+        seen = [names for names in gathered(self._names if sums.ndim else None, group) if names is not None]
+        if seen:
+            if any(names != seen[0] for names in seen):
+                raise ValueError(f"expected the same layers on all ranks, got {[list(names) for names in seen]}")
+            self._names = seen[0]
+            self._set("layerwise", sums if sums.ndim else sums.new_zeros(4, len(seen[0]) + 1))
+        super()._sync_dist(dist_sync_fn, process_group)
+
+    def plot(self, val: Any = None, ax: Any = None) -> Any:
+        """The figure and axes of the layers' shares of the network's error, "ends_up", as bars.
+
+        Args:
+            val: what `compute` returned; by default of all that this process has seen. A list of several values is
+                drawn by torchmetrics, step by step.
+            ax: axes to draw on; by default those of a new figure, which pyplot does not know.
+
+        Raises:
+            ImportError: there is no matplotlib.
+        """
+        if val is not None and not isinstance(val, Mapping):
+            return self._plot(val, ax)
+        if val is None:
+            errors = self._errors()
+            val = {} if errors is None else errors.as_dict()
+        shares = {key.removeprefix("ends_up/"): float(s) for key, s in val.items() if key.startswith("ends_up/")}
+        figure, axes = new_axes(ax, layers_height(len(shares)))
+        draw_layers(axes, shares, float(val.get("remainder", torch.nan)))
+        return figure, axes

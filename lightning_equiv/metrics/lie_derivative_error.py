@@ -58,6 +58,8 @@ class LieDerivativeError(SymmetryMetric):
           booktitle={International Conference on Learning Representations}, year={2023}, note={arXiv:2210.02984}}
     """
 
+    log_name = "lie_derivative"
+
     def __init__(
         self,
         symmetry: Symmetry,

@@ -30,10 +30,12 @@ class RatioMetric(SymmetryMetric):
         root: they are roots of ratios.
         what: the metric in words, for messages.
         for_zeros: which setting measures a network that returns 0, in words.
+        log_name: what a monitor calls it in the log.
     """
 
     what: ClassVar[str]
     for_zeros: ClassVar[str] = ""
+    log_name: ClassVar[str]
 
     def __init__(
         self,

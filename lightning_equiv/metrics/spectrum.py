@@ -18,6 +18,7 @@ from lightning_equiv.groups.quadrature import quadrature
 from lightning_equiv.metrics.chunks import ChunkSize
 from lightning_equiv.metrics.measurement import Measurement, measuring
 from lightning_equiv.metrics.orbit import Orbit, orbit
+from lightning_equiv.metrics.plots import as_intervals, draw_shares, new_axes
 from lightning_equiv.metrics.ratio_metric import RatioMetric, Sums
 from lightning_equiv.symmetry.call import TOTAL
 from lightning_equiv.symmetry.symmetry import Symmetry, as_symmetry
@@ -253,6 +254,8 @@ class EquivarianceSpectrum(RatioMetric):
     """
 
     what = "spectrum's first share"
+    log_name = "spectrum"
+    draws_itself = True
 
     def __init__(
         self,
@@ -280,7 +283,7 @@ class EquivarianceSpectrum(RatioMetric):
             settings=(num_samples, highest),
             **kwargs,
         )
-        self.num_samples, self.highest = num_samples, highest
+        self.num_samples, self.highest, self._names = num_samples, highest, tuple(names)
 
     def _measure(self, measurement: Measurement) -> Sums:
         found = spectra(measurement, self.num_samples, self.highest)
@@ -289,6 +292,25 @@ class EquivarianceSpectrum(RatioMetric):
             for part, spectrum in found.items()
             for name, energy in spectrum.by_name().items()
         }
+
+    def plot(self, val: Any = None, ax: Any = None) -> Any:
+        """The figure and axes of the shares, those of the whole output, with intervals.
+
+        Args:
+            val: what `compute` or `intervals` returned; by default the intervals of all that this process has seen. A
+                list of several values is drawn by torchmetrics, step by step.
+            ax: axes to draw on; by default those of a new figure, which pyplot does not know.
+
+        Raises:
+            ImportError: there is no matplotlib.
+        """
+        if val is not None and not isinstance(val, Mapping):
+            return self._plot(val, ax)
+        found = as_intervals(self.intervals() if val is None else val)
+        figure, axes = new_axes(ax)
+        whole = {name: found[name] for name in self._names if name in found}
+        draw_shares(axes, whole, "irreducible representation", "share of the output")
+        return figure, axes
 
 
 def _figure(part: str, name: str) -> str:

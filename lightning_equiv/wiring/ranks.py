@@ -18,6 +18,25 @@ def process_rank() -> int:
     return torch.distributed.get_rank() if is_distributed() else 0
 
 
+def num_processes() -> int:
+    """How many processes train together; 1 without distributed training."""
+    return torch.distributed.get_world_size() if is_distributed() else 1
+
+
+def gathered(value: Any, group: Any = None) -> list[Any]:
+    """The picklable value of every process, in the order of their ranks.
+
+    Args:
+        value: of this process.
+        group: of torch.distributed; None takes all processes.
+    """
+    if not is_distributed():
+        return [value]
+    values: list[Any] = [None] * torch.distributed.get_world_size(group)
+    torch.distributed.all_gather_object(values, value, group)
+    return values
+
+
 def mean_over_ranks(x: Tensor) -> Tensor:
     """The mean over processes, with its gradient; x itself where there is one."""
     if not is_distributed():

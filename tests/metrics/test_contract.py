@@ -22,6 +22,7 @@ from torchmetrics import Metric, MetricCollection
 
 import lightning_equiv
 from lightning_equiv import (
+    AngleProfile,
     EquivarianceError,
     EquivarianceSpectrum,
     LayerwiseError,
@@ -161,6 +162,13 @@ METRICS = {
         partial(LieDerivativeError, Symmetry("SO(3)", "1o", "0e+1o"), per_irrep=True), Lengths, partial(Broken, 3, 4)
     ),
 }
+METRICS["AngleProfile"] = MetricCase(
+    partial(AngleProfile, Symmetry("SO(3)", "1o", "1o"), angles=(60, 180), num_samples=64),
+    Scaled,
+    partial(Broken, 3, 3),
+    draws=True,
+    split=0.1,
+)
 METRICS["EquivarianceSpectrum"] = IN_PLANE(partial(EquivarianceSpectrum, C4, num_samples=None), errors=("1[0]", "2[0]"))
 LAYERS = {f"**.{name}": (Point(), Point()) for name in ("first", "second")}
 LAYERED = partial(MetricCase, equivariant=partial(Layered, False), broken=partial(Layered, True), inputs=plane)
