@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import math
 import os
 import subprocess
@@ -49,3 +50,15 @@ def test_runs(script: str, tmp_path: Path) -> None:
         numbers = [float(cell) for row in rows for cell in row if cell.replace(".", "").replace("e-", "").isdigit()]
         assert numbers
         assert all(math.isfinite(number) for number in numbers)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("escnn") is not None, reason="escnn is installed")
+def test_the_comparison_with_escnn_skips_itself_without_it(tmp_path: Path) -> None:
+    script = ROOT / "examples" / "benchmarks" / "agree_with_escnn.py"
+    command = [sys.executable, str(script), "--fast-dev-run", "--out", str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("skipped: escnn cannot be imported")
+    assert not list(tmp_path.iterdir())
