@@ -240,7 +240,7 @@ def chunk_sizes(
     most, first = _fitting(_MOST.get(device.type, _MOST_ELSEWHERE), size), _fitting(_FIRST, size)
     if num_processes() > 1 or device.type not in _MOST:
         return Sizes(first if device.type == "cpu" else _fitting(_MOST_ELSEWHERE, size))
-    shapes = tuple((t.path, t.x.dtype, t.x.shape[1:]) for t in inputs.tensors if not (t.shared or t.step))
+    shapes = tuple((t.path, t.x.dtype, t.x.shape[1:]) for t in inputs.tensors if not (t.shared or t.points_at))
     settings = device, torch.get_num_threads(), torch.is_grad_enabled()
     # a batch of graphs has other numbers of nodes and edges than the last one
     learned = learned_of(network, (shapes, n.bit_length(), rows.bit_length(), settings))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from lightning_equiv.representations.action import wide
 from lightning_equiv.representations.representation import Representation
 from lightning_equiv.symmetry.arguments import Arguments
 from lightning_equiv.symmetry.graphs import Inputs, raised_by_pyg, repeat_graphs, shifted
-from lightning_equiv.symmetry.tree import Rebuild, Tree, describe, join
+from lightning_equiv.symmetry.tree import Rebuild, Tree, describe, join, replaced
 
 TOTAL = "total"  # the whole output beside its parts
 
@@ -28,7 +29,7 @@ class BoundTensor:
         x: the tensor.
         owner: (rows,) the input of every row; None where row i belongs to input i.
         shared: it belongs to the whole call.
-        step: how far its entries move up where inputs are repeated, for numbers of nodes or graphs; else 0.
+        points_at: its entries are numbers of nodes, edges or graphs of the call; None for anything else.
         version: how often it had been changed in place when it was bound; None where torch does not count that.
     """
 
@@ -37,7 +38,7 @@ class BoundTensor:
     x: Tensor
     owner: Tensor | None
     shared: bool
-    step: int = 0
+    points_at: Literal["node", "edge", "graph"] | None = None
     version: int | None = None
 
 
@@ -51,6 +52,7 @@ class BoundTree:
         inputs: of the call.
         put: puts tensors in the places of `tensors`.
         times: how often the inputs have been repeated since `put` was made.
+        number: dotted name of the whole number that says how many graphs there are; None without.
     """
 
     name: str
@@ -58,17 +60,16 @@ class BoundTree:
     inputs: Inputs
     put: Rebuild
     times: int = 1
+    number: str | None = None
 
     @property
     def tree(self) -> Tree:
         """The tensors in their containers."""
         tree = self.put(t.x for t in self.tensors)
         if self.times > 1:
-            num, node = self.inputs.num // self.times, self.inputs.node
-            one = Inputs(num, None if node is None else node[: len(node) // self.times])
-            steps = {t.path.rpartition(".")[2]: t.step for t in self.tensors if t.step}
-            repeat_graphs(tree, one, self.times, steps)
-        return tree
+            steps = {t.path: self.inputs.count(t.points_at) // self.times for t in self.tensors if t.points_at}
+            repeat_graphs(tree, self.inputs.first(self.times), self.times, steps)
+        return tree if self.number is None else replaced(tree, self.number, self.inputs.num)
 
     def repeat(self, times: int) -> BoundTree:
         """The tree of the same inputs `times` times over, as one of larger tensors."""
@@ -78,8 +79,8 @@ class BoundTree:
         owners = {id(None): None, id(self.inputs.node): inputs.node, id(self.inputs.edge): inputs.edge}
 
         def again(t: BoundTensor) -> BoundTensor:
-            if t.step:
-                return replace(t, x=t.representation.repeated(t.x, times, t.step))
+            if t.points_at:
+                return replace(t, x=t.representation.repeated(t.x, times, self.inputs.count(t.points_at)))
             if t.shared:
                 return t
             if t.owner is not None and id(t.owner) not in owners:
@@ -296,6 +297,7 @@ def bind_tensors(
     put: Rebuild,
     inputs: Inputs,
     index: str | None = None,
+    number: str | None = None,
 ) -> BoundTree:
     """The tensors that `flatten` found, each with its owner, and checked.
 
@@ -306,6 +308,7 @@ def bind_tensors(
         put: puts others in their places.
         inputs: of the call.
         index: dotted name of the tensor that says which graph each node belongs to.
+        number: dotted name of the whole number that says how many graphs there are.
 
     Raises:
         ValueError: a number of rows that is not the inputs', or a shape that the representation does not fit.
@@ -322,26 +325,15 @@ def bind_tensors(
                 representation.check(group, x.shape)
             except ValueError as error:
                 raise ValueError(f"{path or 'the tensor'!r} in `{name}`: {error}") from error
-        step = 0
-        if path == index:
-            step = inputs.num
-        elif representation.points_at is not None and inputs.node is not None:
-            step = _step(path, representation, inputs)
-        elif (shared and name == "inputs" and inputs.node is not None) or (by_pyg and raised_by_pyg(path)):
+        points_at = None if inputs.node is None else "graph" if path == index else representation.points_at
+        if points_at == "edge" and inputs.edge is None:
+            raise ValueError(f"{path!r} points at edges, which are not known: call them `edge_index` or NodeIndex()")
+        may_point = (shared and name == "inputs" and inputs.node is not None) or (by_pyg and raised_by_pyg(path))
+        if points_at is None and may_point:
             _refuse_whole_numbers(path, representation, x)
         version = None if x.is_inference() else x._version
-        bound.append(BoundTensor(path, representation, x, owner, shared, step, version))
-    return BoundTree(name, tuple(bound), inputs, put)
-
-
-def _step(path: str, representation: Representation, inputs: Inputs) -> int:
-    """By how much the entries of a tensor move up where graphs are repeated."""
-    if representation.points_at == "graph":
-        return inputs.num
-    pointed = inputs.node if representation.points_at == "node" else inputs.edge
-    if pointed is None:
-        raise ValueError(f"{path!r} points at edges, which are not known: call them `edge_index` or NodeIndex()")
-    return len(pointed)
+        bound.append(BoundTensor(path, representation, x, owner, shared, points_at, version))
+    return BoundTree(name, tuple(bound), inputs, put, number=number)
 
 
 def _refuse_whole_numbers(path: str, representation: Representation, x: Tensor) -> None:

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from lightning_equiv.representations.representation import Representation
-from lightning_equiv.symmetry.tree import Found, Tree, children, describe, is_graph, leaves, map_tensors, named, tensors
+from lightning_equiv.symmetry.tree import (
+    Found,
+    Tree,
+    children,
+    describe,
+    is_graph,
+    join,
+    leaves,
+    map_tensors,
+    named,
+    rebuild,
+    tensors,
+)
 
 
 @dataclass(frozen=True)
@@ -98,6 +110,18 @@ class Inputs:
             f"counts the inputs; for a tensor of the whole call write {cure}, {several}"
         )
 
+    def count(self, points_at: Literal["node", "edge", "graph"]) -> int:
+        """How many nodes, edges or graphs there are; 0 where they are not known."""
+        if points_at == "graph":
+            return self.num
+        pointed = self.node if points_at == "node" else self.edge
+        return 0 if pointed is None else len(pointed)
+
+    def first(self, times: int) -> Inputs:
+        """The inputs before they were repeated `times` times."""
+        node, edge = (None if t is None else t[: len(t) // times] for t in (self.node, self.edge))
+        return Inputs(self.num // times, node, edge, self.device, self.pyg)
+
     def repeat(self, times: int) -> Inputs:
         """The same inputs `times` times over."""
         if times == 1:
@@ -117,9 +141,10 @@ def raised_by_pyg(path: str) -> bool:
     return "index" in key or "batch" in key or key == "face"
 
 
-def graphs_of(tree: Tree) -> Iterator[Tree]:
-    """The PyG graphs of a call: the only argument, or one of several."""
-    return (graph for graph in (tree, *(children(tree) or {}).values()) if is_graph(graph))
+def graphs_of(tree: Tree) -> Iterator[tuple[str, Tree]]:
+    """The PyG graphs of a call, the only argument or some of several, with their dotted names."""
+    places = {"": tree, **(children(tree) or {})}
+    return ((str(path), graph) for path, graph in places.items() if is_graph(graph))
 
 
 def find_inputs(
@@ -139,9 +164,9 @@ def find_inputs(
     Raises:
         ValueError: no tensor has a batch dimension, the batch is empty, or a name is wrong.
     """
-    graph = next(graphs_of(tree), None)
-    if graph is not None:
-        inputs = _of_graph(graph, found)
+    graphs = [graph for _, graph in graphs_of(tree)]
+    if graphs:
+        inputs = _of_graph(graphs[0], found)
     elif index is not None:
         inputs = _of_index(dict(leaves(tree)), found, index, num_graphs)
     else:
@@ -200,11 +225,16 @@ def index_path(held: dict[str, Any], index: str | int, name: str = "index") -> s
     return matches[0]
 
 
+def number_path(held: dict[str, Any], num_graphs: str | int) -> str | None:
+    """The dotted name of the whole number that is meant by `num_graphs`; None where a tensor is."""
+    return next((path for path, value in held.items() if named(path, num_graphs) and isinstance(value, int)), None)
+
+
 def _number(held: dict[str, Any], found: Found, num_graphs: str | int) -> int:
     """A whole number of that name among the arguments, or how many graphs the tensor of that name has rows of."""
-    whole = [value for path, value in held.items() if named(path, num_graphs) and isinstance(value, int)]
-    if whole:
-        return whole[0]
+    whole = number_path(held, num_graphs)
+    if whole is not None:
+        return int(held[whole])
     place = index_path(held, num_graphs, "num_graphs")
     return next(representation.num_owners(x) for path, representation, x in found if path == place)
 
@@ -221,27 +251,53 @@ def repeat_graphs(tree: Tree, inputs: Inputs, times: int, steps: dict[str, int])
         tree: the repeated arguments.
         inputs: those before.
         times: how often they were repeated.
-        steps: by how much the entries of a tensor of that name moved up.
+        steps: by how much the entries of tensors moved up, by their dotted names; these are repeated already.
     """
-    for graph in graphs_of(tree):
-        assert inputs.node is not None
-        num_nodes = len(inputs.node)
-        if getattr(graph, "edge_index", None) is not None:
-            graph["edge_index"] = shifted(graph["edge_index"], times, num_nodes)
-        graph["batch"] = shifted(inputs.node, times, inputs.num)
-        ptr = getattr(graph, "ptr", None)
-        if ptr is not None:
-            graph["ptr"] = torch.cat([ptr[:1], shifted(ptr[1:], times, num_nodes)])
-        if "num_nodes" in graph.keys():  # noqa: SIM118 (a PyG object is no mapping)
-            graph["num_nodes"] = num_nodes * times
-        if hasattr(graph, "_num_graphs"):
-            graph._num_graphs = inputs.num * times
-        if hasattr(graph, "_slice_dict"):  # by which `to_data_list` takes a batch apart
-            steps = {"edge_index": num_nodes, **steps}
-            graph._slice_dict = {key: _again(s, times) for key, s in graph._slice_dict.items()}
-            if isinstance(getattr(graph, "_num_nodes", None), list):
-                graph._num_nodes = graph._num_nodes * times
-            graph._inc_dict = {key: _again_inc(s, times, steps.get(key, 0)) for key, s in graph._inc_dict.items()}
+    for path, graph in graphs_of(tree):
+        _repeat_graph(path, graph, inputs, times, steps)
+
+
+def _repeat_graph(path: str, graph: Tree, inputs: Inputs, times: int, steps: dict[str, int]) -> None:
+    """One of them, with its dotted name."""
+    assert inputs.node is not None
+    num_nodes, edges = len(inputs.node), join(path, "edge_index")
+    if getattr(graph, "edge_index", None) is not None and edges not in steps:
+        graph["edge_index"] = shifted(graph["edge_index"], times, num_nodes)
+    graph["batch"] = shifted(inputs.node, times, inputs.num)
+    ptr = getattr(graph, "ptr", None)
+    if ptr is not None and join(path, "ptr") not in steps:
+        graph["ptr"] = torch.cat([ptr[:1], shifted(ptr[1:], times, num_nodes)])
+    if "num_nodes" in graph.keys():  # noqa: SIM118 (a PyG object is no mapping)
+        graph["num_nodes"] = num_nodes * times
+    if hasattr(graph, "_num_graphs"):
+        graph._num_graphs = inputs.num * times
+    if hasattr(graph, "_slice_dict"):  # by which `to_data_list` takes a batch apart
+        map_lists(lambda values: values * times, graph)
+        graph._slice_dict = {key: _again(s, times) for key, s in graph._slice_dict.items()}
+        if isinstance(getattr(graph, "_num_nodes", None), list):
+            graph._num_nodes = graph._num_nodes * times
+        raised = {edges: num_nodes, **steps}
+        graph._inc_dict = map_incs(lambda inc, at: _again_inc(inc, times, raised.get(at, 0)), graph._inc_dict, path)
+
+
+def map_lists(function: Callable[[list[Any]], list[Any]], graph: Tree) -> None:
+    """Put function(values) in the place of a PyG batch's lists of one value a graph, such as names."""
+
+    def mapped(held: Any, slices: Any) -> Any:
+        if isinstance(slices, Mapping) and isinstance(held, Mapping):
+            return {**held, **{key: mapped(held[key], s) for key, s in slices.items() if key in held}}
+        return function(held) if isinstance(held, list) and isinstance(slices, Tensor) else held
+
+    for key in graph._slice_dict.keys() & graph.keys():
+        graph[key] = mapped(graph[key], graph._slice_dict[key])
+
+
+def map_incs(function: Callable[[Tensor, str], Tensor], incs: Any, path: str) -> Any:
+    """By how much PyG raised the entries of each graph, with function(increments, dotted name of their tensor)."""
+    if isinstance(incs, Tensor):
+        return function(incs, path)
+    held = children(incs)
+    return incs if held is None else rebuild(incs, {k: map_incs(function, i, join(path, k)) for k, i in held.items()})
 
 
 def _again(slices: Any, times: int) -> Any:
@@ -252,8 +308,6 @@ def _again(slices: Any, times: int) -> Any:
     return torch.cat([slices[:1], ends.flatten()])
 
 
-def _again_inc(incs: Any, times: int, step: int) -> Any:
+def _again_inc(incs: Tensor, times: int, step: int) -> Tensor:
     """By how much a key's entries were raised in each graph, the graphs `times` times over."""
-    if step == 0:
-        return map_tensors(lambda inc: inc.repeat(times, *[1] * (inc.ndim - 1)), incs)
-    return map_tensors(lambda inc: torch.cat([inc + i * step for i in range(times)]), incs)
+    return torch.cat([incs + i * step for i in range(times)])

@@ -12,7 +12,7 @@ from lightning_equiv.representations.invariant import NodeIndex
 from lightning_equiv.representations.representation import Representation
 from lightning_equiv.symmetry.arguments import pack
 from lightning_equiv.symmetry.call import BoundCall, BoundTree, act, bind_tensors, part_name
-from lightning_equiv.symmetry.graphs import Inputs, find_inputs, index_path
+from lightning_equiv.symmetry.graphs import Inputs, find_inputs, index_path, number_path
 from lightning_equiv.symmetry.tree import Spec, Tree, as_spec, declared, flatten, leaves, named
 
 
@@ -127,7 +127,8 @@ class Symmetry:
         found, put = flatten(name, getattr(self, name), tree, undeclared)
         inputs = find_inputs(tree, found, self.index, self.num_graphs)
         index = None if self.index is None or inputs.node is None else index_path(held, self.index)
-        return bind_tensors(name, as_group(self.group), found, put, inputs, index)
+        number = None if index is None or self.num_graphs is None or inputs.pyg else number_path(held, self.num_graphs)
+        return bind_tensors(name, as_group(self.group), found, put, inputs, index, number)
 
     @property
     def output_parts(self) -> tuple[str, ...]:

@@ -181,6 +181,16 @@ def map_tensors(function: Callable[[Tensor], Any], tree: Tree) -> Tree:
     return tree if held is None else rebuild(tree, {key: map_tensors(function, value) for key, value in held.items()})
 
 
+def replaced(tree: Tree, place: str, value: Any, path: str = "") -> Tree:
+    """A copy of `tree` with `value` at the dotted name `place`."""
+    held = children(tree)
+    if held is None:
+        return value if path == place else tree
+    on_the_way = {key: inner for key, inner in held.items() if f"{place}.".startswith(f"{join(path, key)}.")}
+    new = {key: replaced(inner, place, value, join(path, key)) for key, inner in on_the_way.items()}
+    return rebuild(tree, {**held, **new})
+
+
 def leaves(tree: Tree, path: str = "") -> Iterator[tuple[str, Any]]:
     """Everything in a tree that is no container, with its dotted name."""
     held = children(tree)
