@@ -16,7 +16,7 @@ from lightning_equiv.layers.choose import Layers, find_layers
 from lightning_equiv.layers.layer import Layer, LayerFamily
 from lightning_equiv.metrics.measurement import Measurement
 from lightning_equiv.representations.representation import Representation
-from lightning_equiv.symmetry.call import BoundTensor
+from lightning_equiv.symmetry.bound_tensor import BoundTensor
 from lightning_equiv.wiring.call_recorder import recording_paused
 
 Action = Callable[[Representation, Tensor], Tensor]

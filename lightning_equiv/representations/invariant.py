@@ -75,6 +75,8 @@ class GraphNumbers(NodeIndex):
 class Pointer(NodeIndex):
     """Where each graph's nodes begin, and the last one's end, (graphs + 1,): PyG's `ptr`. No element moves it."""
 
+    bounds = True
+
     def num_owners(self, x: Tensor) -> int:
         return len(x) - 1
 

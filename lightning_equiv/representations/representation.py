@@ -35,6 +35,7 @@ class Representation(ABC):
         per: what its rows belong to, where that is said: a "node", an "edge", a "graph" or the whole "call".
         rows: how many each of them has.
         points_at: its entries are numbers of nodes, edges or graphs, which move up where graphs are repeated.
+        bounds: its entries are where each graph's nodes begin, and the last one's end.
         ignored: nobody looks at the tensor.
         part_names: of `parts`.
         row_dims: how many trailing dimensions of a tensor hold what one element moves.
@@ -48,6 +49,7 @@ class Representation(ABC):
     per: Literal["node", "edge", "graph", "call"] | None = None
     rows: int = 1
     points_at: ClassVar[Literal["node", "edge", "graph"] | None] = None
+    bounds: ClassVar[bool] = False
     ignored: ClassVar[bool] = False
     row_dims: int = 1
     written: ClassVar[bool] = True

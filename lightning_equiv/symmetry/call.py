@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -13,33 +12,12 @@ from lightning_equiv.groups.group import AlgebraElement, Group, GroupElement, el
 from lightning_equiv.representations.action import wide
 from lightning_equiv.representations.representation import Representation
 from lightning_equiv.symmetry.arguments import Arguments
+from lightning_equiv.symmetry.bound_tensor import BoundTensor
 from lightning_equiv.symmetry.graphs import Inputs, raised_by_pyg, repeat_graphs, shifted
+from lightning_equiv.symmetry.subset import take_tensors
 from lightning_equiv.symmetry.tree import Rebuild, Tree, describe, join, replaced
 
 TOTAL = "total"  # the whole output beside its parts
-
-
-@dataclass(frozen=True)
-class BoundTensor:
-    """A tensor of a call.
-
-    Attributes:
-        path: dotted name.
-        representation: how an element moves it.
-        x: the tensor.
-        owner: (rows,) the input of every row; None where row i belongs to input i.
-        shared: it belongs to the whole call.
-        points_at: its entries are numbers of nodes, edges or graphs of the call; None for anything else.
-        version: how often it had been changed in place when it was bound; None where torch does not count that.
-    """
-
-    path: str
-    representation: Representation
-    x: Tensor
-    owner: Tensor | None
-    shared: bool
-    points_at: Literal["node", "edge", "graph"] | None = None
-    version: int | None = None
 
 
 @dataclass(frozen=True)
@@ -65,7 +43,11 @@ class BoundTree:
     @property
     def tree(self) -> Tree:
         """The tensors in their containers."""
-        tree = self.put(t.x for t in self.tensors)
+        return self._holding(t.x for t in self.tensors)
+
+    def _holding(self, tensors: Iterator[Tensor]) -> Tree:
+        """The containers with others in the places of `tensors`."""
+        tree = self.put(tensors)
         if self.times > 1:
             steps = {t.path: self.inputs.count(t.points_at) // self.times for t in self.tensors if t.points_at}
             repeat_graphs(tree, self.inputs.first(self.times), self.times, steps)
@@ -79,16 +61,35 @@ class BoundTree:
         owners = {id(None): None, id(self.inputs.node): inputs.node, id(self.inputs.edge): inputs.edge}
 
         def again(t: BoundTensor) -> BoundTensor:
-            if t.points_at:
-                return replace(t, x=t.representation.repeated(t.x, times, self.inputs.count(t.points_at)))
-            if t.shared:
-                return t
             if t.owner is not None and id(t.owner) not in owners:
                 owners[id(t.owner)] = shifted(t.owner, times, self.inputs.num)
             owner = owners[id(t.owner)]
+            if t.points_at:
+                x = t.representation.repeated(t.x, times, self.inputs.count(t.points_at))
+                return replace(t, x=x, owner=owner)
+            if t.shared:
+                return t
             return replace(t, x=t.x.repeat(times, *[1] * (t.x.ndim - 1)), owner=owner)
 
         return replace(self, tensors=tuple(map(again, self.tensors)), inputs=inputs, times=self.times * times)
+
+    def take(self, index: Tensor) -> BoundTree:
+        """The tree of some inputs only, as it is bound from these alone.
+
+        What the whole call shares is passed on. Of graphs, the nodes and edges and all that belongs to them are taken;
+        they lie by graph, in the order of `index`, those of one graph in their old order, and numbers of nodes, edges
+        and graphs are those of the smaller call. Gradients flow to the tensors of the whole call.
+
+        Args:
+            index: (m,) distinct whole numbers of inputs, in the order that the smaller call will have. On the CPU it is
+                not waited for; where it lies on a device, the host waits for it, and for the sizes of graphs once.
+
+        Raises:
+            ValueError: not distinct numbers of inputs; or graphs that numbers of nodes or edges join.
+        """
+        tree = None if self.inputs.node is None else self.tree
+        tensors, inputs, update = take_tensors(self.tensors, self.inputs, tree, index)
+        return BoundTree(self.name, tensors, inputs, lambda x: update(self._holding(x)), number=self.number)
 
     def move(self, g: GroupElement, times: int = 1) -> BoundTree:
         """The tree `times` times over, as one of larger tensors, moved.
@@ -243,6 +244,25 @@ class BoundCall:
     def device(self) -> torch.device | None:
         """Where the tensors lie."""
         return self.inputs.inputs.device
+
+    def take(self, index: Tensor) -> BoundCall:
+        """The call with some of its inputs, or graphs, only; see `BoundTree.take`.
+
+        Args:
+            index: (m,) distinct whole numbers of inputs, in the order that the smaller call will have.
+
+        Raises:
+            ValueError: not distinct numbers of inputs; or graphs that numbers of nodes or edges join.
+
+        Examples:
+            >>> from lightning_equiv import Symmetry
+            >>> x = torch.arange(12.0).reshape(4, 3)
+            >>> call = Symmetry("SO(3)", "1o", "1o").bind(None, (x,)).take(torch.tensor([2, 0]))
+            >>> call.num_inputs, call.arguments()[0]
+            (2, (tensor([[6., 7., 8.],
+                    [0., 1., 2.]]),))
+        """
+        return replace(self, inputs=self.inputs.take(index))
 
     def arguments(self) -> Arguments:
         """(args, kwargs) of the call as it is, in containers of its own."""
