@@ -3,9 +3,11 @@
 from lightning_equiv.audit.report import EquivarianceReport
 from lightning_equiv.audit.run import audit
 from lightning_equiv.citation import citation
+from lightning_equiv.groups.angles import turns
 from lightning_equiv.groups.euclidean import E3, SE3
 from lightning_equiv.groups.finite import Cyclic, Dihedral
 from lightning_equiv.groups.group import AlgebraElement, Group, GroupElement
+from lightning_equiv.groups.parts import translations
 from lightning_equiv.groups.permutation import Permutation
 from lightning_equiv.groups.product import Product, as_group
 from lightning_equiv.groups.rotation import O3, SO2, SO3
@@ -134,5 +136,7 @@ __all__ = [
     "lie_derivative_error",
     "noise_floor",
     "oriented_errors",
+    "translations",
+    "turns",
     "worst_case",
 ]

@@ -13,7 +13,8 @@ from packaging.requirements import Requirement
 from torch import Tensor, nn
 
 import lightning_equiv
-from lightning_equiv import datasets
+from lightning_equiv import EquivarianceReport, datasets
+from lightning_equiv.audit.words import interval_words, percent
 
 ROOT = Path(__file__).parents[1]
 
@@ -116,11 +117,25 @@ def blocks_of(page: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL)
 
 
-def test_the_code_of_the_page_on_measuring_runs() -> None:
+def test_every_block_of_the_page_on_measuring_runs_after_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, *others = blocks_of("measuring.md")
+    assert len(others) == 9
+    monkeypatch.chdir(tmp_path)  # the audit writes a page
     space: dict[str, object] = {}
-    for block in blocks_of("measuring.md"):
-        exec(block, space)
-    assert "monitor" in space
+    exec(first, space)
+    for block in others:
+        exec(block, dict(space))
+    assert (tmp_path / "report.html").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("name", ["plain", "augmentation", "remul"])
+def test_the_page_on_measuring_has_the_numbers_of_the_committed_audits(name: str) -> None:
+    page = " ".join((ROOT / "docs" / "measuring.md").read_text().split())
+    report = EquivarianceReport.load(ROOT / "docs" / "results" / f"audit_nbody_{name}.json")
+    assert interval_words(report.error) in page
+    assert percent(report.figures["labels"]["total"]["removed"][0]) in page
 
 
 def test_the_code_of_the_page_on_modules_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

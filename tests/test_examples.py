@@ -14,6 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = {
+    "audit_demo.py": ["--no-progress", "--threads", "1", "--out", "{out}"],
     "nbody_remul.py": ["--no-progress", "--threads", "1", "--out", "{out}"],
     "nbody_constraint_relaxation.py": ["--no-progress", "--threads", "1", "--out", "{out}"],
     "digits_symmetry_cloning.py": ["--no-progress", "--threads", "1", "--out", "{out}"],

@@ -10,8 +10,10 @@ from typing import Any
 import lightning as L
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from lightning_equiv.symmetry.arguments import Arguments, parameters
+from lightning_equiv.symmetry.call import BoundCall
 from lightning_equiv.symmetry.symmetry import Symmetry
 from lightning_equiv.symmetry.tree import Tree, children, describe, is_graph, lookup, map_tensors
 from lightning_equiv.wiring.call_recorder import CallRecorder
@@ -20,6 +22,7 @@ from lightning_equiv.wiring.evaluation import evaluating
 from lightning_equiv.wiring.network import find_network
 
 Batches = Iterable[Any]
+_BATCH = 64  # of a data set, as it is collated by default
 _LOADERS = ("test_dataloader", "val_dataloader", "predict_dataloader", "train_dataloader")
 
 
@@ -40,13 +43,31 @@ class AuditCall:
     def first(self, network: Callable[..., Any], symmetry: Symmetry, most: int) -> AuditCall:
         """The call with its first `most` inputs; a batch of graphs is left as it is."""
         call = symmetry.bind(network, self.args, self.kwargs)
-        n = call.num_inputs
-        if n <= most or call.inputs.inputs.node is not None:
+        if call.num_inputs <= most or call.inputs.inputs.node is not None:
             return self
-        rows = [t.x if t.shared else t.x[: most * (len(t.x) // n)] for t in call.inputs.tensors]
-        args, kwargs = call.unpack(call.inputs.put(iter(rows)))
-        cut = map_tensors(lambda y: y[: most * (len(y) // n)] if y.ndim and len(y) % n == 0 else y, self.labels)
-        return AuditCall(args, kwargs, cut)
+        return self.only(call, torch.arange(most))
+
+    def only(self, call: BoundCall, chosen: Tensor) -> AuditCall:
+        """The call with some of its inputs alone.
+
+        Args:
+            call: this one, bound; no batch of graphs.
+            chosen: (k,) numbers of inputs.
+        """
+        n = call.num_inputs
+
+        def rows(x: Tensor) -> Tensor:
+            return x.unflatten(0, (n, -1))[chosen.to(x.device)].flatten(0, 1)
+
+        args, kwargs = call.unpack(call.inputs.put(t.x if t.shared else rows(t.x) for t in call.inputs.tensors))
+        labels = map_tensors(lambda y: rows(y) if y.ndim and len(y) % n == 0 else y, self.labels)
+        return AuditCall(args, kwargs, labels)
+
+    def where(self, call: BoundCall, mask: Tensor) -> AuditCall | None:
+        """The call with the inputs of a mask alone; None where they cannot be taken out, of graphs, or are none."""
+        if call.inputs.inputs.node is not None or not bool(mask.any()):
+            return None
+        return self.only(call, mask.nonzero()[:, 0])
 
 
 def calls_of(
@@ -62,7 +83,7 @@ def calls_of(
 
     Args:
         model: the network; or a LightningModule of which a sub-module is meant.
-        data: a batch, a list or loader of batches, or a LightningDataModule.
+        data: a batch, a list or loader of batches, a data set, or a LightningDataModule.
         symmetry: whose `inputs` say which parts of a batch the network takes.
         network: dotted name of the sub-module that is meant: its calls in `validation_step` are recorded.
         inputs: batch -> what the network takes: a tuple of positional arguments, a dict of keywords, or the only
@@ -98,6 +119,9 @@ def batches_of(data: Any) -> Batches:
     if isinstance(data, L.LightningDataModule):
         return _loaded(data)
     is_batch = isinstance(data, Tensor | tuple | Mapping) or is_graph(data) or children(data) is not None
+    if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
+        items: Any = data
+        return (items[i] for i in range(len(items))) if is_graph(items[0]) else DataLoader(items, batch_size=_BATCH)
     if isinstance(data, list):
         is_batch = any(isinstance(item, Tensor) for item in data)
     if is_batch or not isinstance(data, Iterable):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from lightning_equiv.audit.cause_sections import layers, lie, worst
-from lightning_equiv.audit.document import VERDICTS, Document, shown
+from lightning_equiv.audit.document import VERDICTS, Document
 from lightning_equiv.audit.error_sections import convergence, floor, profile, split, verdict
 from lightning_equiv.audit.task_sections import classes, how, labels, moved
-from lightning_equiv.audit.words import Figures, Side, percent
+from lightning_equiv.audit.words import Figures, Side, enumerated, kept, percent, rounded
 from lightning_equiv.symmetry.call import TOTAL
 
 _SECTIONS = (verdict, floor, split, profile, lie, layers, worst, labels, classes, convergence, moved, how)
@@ -24,10 +25,13 @@ def document_of(reports: Sequence[Figures], names: Sequence[str] | None = None) 
     side = Side(list(reports), list(names) if names is not None else _distinct([r["name"] for r in reports]))
     sections = [section for make in _SECTIONS if (section := make(side)) is not None]
     inputs = " and ".join(dict.fromkeys(str(r["how"]["inputs"]) for r in reports))
-    title = "How equivariant is " + (reports[0]["name"] if side.one else " against ".join(side.names)) + "?"
+    title = f"How equivariant is {side.names[0]}?" if side.one else f"Equivariance: {', '.join(side.names)}"
     worst_of_all = max((r["verdict"] for r in reports), key=VERDICTS.index)
-    subtitle = f"{' and '.join(dict.fromkeys(r['group'] for r in reports))}, {inputs} inputs"
-    return Document(title, subtitle, worst_of_all, _headline(side), tuple(sections))
+    these = [name for name, r in side.each if r["verdict"] == worst_of_all]
+    whose = "" if len(these) == len(reports) else enumerated(these)
+    draws = " and ".join(dict.fromkeys("all" if r["how"].get("whole") else str(r["how"]["draws"]) for r in reports))
+    subtitle = f"{' and '.join(dict.fromkeys(r['group'] for r in reports))}, {inputs} inputs, {draws} elements for each"
+    return Document(title, subtitle, worst_of_all, _headline(side), tuple(sections), whose)
 
 
 def _distinct(names: list[str]) -> list[str]:
@@ -44,14 +48,17 @@ def _headline(side: Side) -> tuple[tuple[str, str, str], ...]:
     if "error" not in r:
         return ()
     value, low, high = r["error"][TOTAL]
-    tiles = [("relative error", percent(value), f"{percent(low)} to {percent(high)}")]
+    few = low is None or not math.isfinite(low)
+    interval = f"95 % interval {percent(low)} to {percent(high)}"
+    tiles = [("relative error", percent(value), "too few inputs for an interval" if few else interval)]
     if "floor" in r:
         least = r["floor"]["value"][0]
-        tiles.append(("noise floor", shown(least), f"{shown(value / least)} times less" if least else "none"))
+        times = f"the error is {rounded(value / least)} times that" if least else "none"
+        tiles.append(("noise floor", rounded(least), times))
     if "worst" in r:
         tiles.append(("worst case", percent(r["worst"]["relative"]), f"input {r['worst']['input']}"))
     if "lie" in r:
-        tiles.append(("exactly kept", r["lie"]["kept"], "of the generators"))
+        tiles.append(("generators kept", kept(r), "exactly, see below"))
     if "labels" in r:
         tiles.append(("averaging removes", percent(r["labels"][TOTAL]["removed"][0]), "of the squared test error"))
     elif "classes" in r:

@@ -64,7 +64,7 @@ class Picture:
     | kind | data |
     |---|---|
     | bars | `labels`, `series`; `horizontal`: the bars lie, for long labels |
-    | curve | `x`, `series`; `lines`: name -> a slope through the origin, or the values at `x` |
+    | curve | `x`, `series`; `lines`: name -> a slope through the origin, or the values at `x`; `line_label`: of all |
     | distribution | `series`: name -> one value for each input |
     | scatter | `series`: name -> `{"x": [..], "y": [..]}`; `lines`: name -> a slope through the origin |
 
@@ -153,6 +153,7 @@ class Document:
         verdict: "exact to rounding", "approximate" or "not equivariant".
         headline: up to five figures to read first: label, value, note.
         sections: in order, their keys distinct.
+        whose: the names of those that the verdict is on, where it is not on all models.
     """
 
     title: str
@@ -160,6 +161,7 @@ class Document:
     verdict: str
     headline: tuple[tuple[str, str, str], ...]
     sections: tuple[Section, ...]
+    whose: str = ""
 
     def __post_init__(self) -> None:
         if self.verdict not in VERDICTS:
@@ -169,6 +171,11 @@ class Document:
         keys = [section.key for section in self.sections]
         if repeated := sorted({key for key in keys if keys.count(key) > 1}):
             raise ValueError(f"expected the sections' keys to be distinct, got {repeated} more than once")
+
+    @property
+    def label(self) -> str:
+        """What stands before the verdict."""
+        return f"Verdict on {self.whose}" if self.whose else "Verdict"
 
     @property
     def pictures(self) -> tuple[Picture, ...]:

@@ -9,8 +9,9 @@ import re
 from collections.abc import Iterator
 from itertools import count
 
+from lightning_equiv.audit.axes import INK
 from lightning_equiv.audit.document import Document, Picture, Section, Table
-from lightning_equiv.audit.pictures import INK, PALETTE, panel, style
+from lightning_equiv.audit.pictures import PALETTE, panel, style
 
 CLASS = "equivariance-card"
 
@@ -28,6 +29,7 @@ _CSS = """
 & h2 .number { color: var(--soft); font-weight: 400; margin-right: .6em; }
 & p { margin: 0 0 .8rem; max-width: 44rem; }
 & .subtitle { color: var(--soft); margin: 0 0 1.2rem; }
+& sup { font-size: .72em; line-height: 0; }
 & code { font: .88em/1.4 var(--mono); background: none; color: inherit; padding: 0; }
 & .verdict { display: flex; flex-wrap: wrap; align-items: baseline; gap: 0 .7em; margin: 0 0 1.2rem;
   padding: .45rem 0 .45rem .9rem; border-left: 5px solid var(--mark); }
@@ -195,7 +197,7 @@ def _header(document: Document) -> str:
     headline = f'\n<dl class="headline">\n{tiles}\n</dl>' if tiles else ""
     return (
         f'<header>\n<h1>{html.escape(document.title)}</h1>\n<p class="subtitle">{_inline(document.subtitle)}</p>\n'
-        f'<p class="verdict {document.verdict.split()[0]}"><span>Verdict</span> '
+        f'<p class="verdict {document.verdict.split()[0]}"><span>{_inline(document.label)}</span> '
         f"<strong>{html.escape(document.verdict)}</strong></p>{headline}\n</header>"
     )
 
@@ -259,11 +261,22 @@ def _cells(table: Table, key: str) -> str:
 
 
 def _inline(text: str) -> str:
-    """Escaped, what stands between backticks as code, and long dotted names with places to break a line.
+    """Escaped, what stands between backticks as code, numbers as they are printed, long names with places to break.
 
     Examples:
         >>> _inline("the layer `a<b>` & more")
         'the layer <code>a&lt;b&gt;</code> &amp; more'
+        >>> _inline("1.7e-07 to -0.2, `1e-07`")
+        '1.7\u2009×\u200910<sup>−7</sup> to −0.2, <code>1e-07</code>'
     """
-    escaped = re.sub(r"[\w.]{28,}", lambda name: name[0].replace(".", ".<wbr>"), html.escape(text))
+    parts = re.split(r"(`[^`]+`)", html.escape(text))
+    for i in range(0, len(parts), 2):
+        printed = re.sub(r"(?<![\w.-])-(?=\d)", "−", parts[i])
+        printed = re.sub(r"(?<=\d) %", "\u00a0%", printed)
+        parts[i] = re.sub(r"(?<![\w.])(\d[\d.]*)e([-+]\d+)(?![\w.]*\w)", _power, printed)
+    escaped = re.sub(r"[\w.]{28,}", lambda name: name[0].replace(".", ".<wbr>"), "".join(parts))
     return re.sub(r"`([^`]+)`", r"<code>\1</code>", escaped)
+
+
+def _power(number: re.Match[str]) -> str:
+    return f"{number[1]}\u2009×\u200910<sup>{int(number[2])}</sup>".replace("<sup>-", "<sup>−")

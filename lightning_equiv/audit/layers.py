@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_equiv.audit.calls import AuditCall
 from lightning_equiv.layers.choose import Layers, family_of
 from lightning_equiv.layers.layer import LayerFamily
 from lightning_equiv.metrics.layerwise import reduce_layerwise
@@ -15,6 +16,8 @@ from lightning_equiv.metrics.layerwise_sums import layerwise_sums
 from lightning_equiv.symmetry.symmetry import Symmetry
 
 _SAMPLES = 2  # elements for the error of each layer by itself
+_MOST = 64  # inputs: layers cost more than all else
+_PROBES = 100  # directional derivatives at most, see `layerwise_error`
 _TELL = (
     "no layer says by itself how its features move: name some with representations, "
     "layers={'encoder.*': ('8x0e+8x1o', '8x0e+8x1o')}"
@@ -31,6 +34,7 @@ class LayerFigures:
         families: asked before the built-in ones.
 
     Attributes:
+        wanted: inputs that are still to be measured.
         why: there is nothing to measure, in words; "" where there is.
     """
 
@@ -39,6 +43,7 @@ class LayerFigures:
     ) -> None:
         self.network, self.symmetry, self.families, self.why = network, symmetry, families, ""
         self.layers: Layers = _known(families) if layers is None else layers
+        self.wanted = _MOST
         self._names: tuple[str, ...] = ()
         self._sums: Tensor | None = None
         if not isinstance(network, nn.Module):
@@ -46,14 +51,30 @@ class LayerFigures:
         elif layers is None and not any(_known(families)(name, m) for name, m in network.named_modules() if name):
             self.why = _TELL
 
-    def update(self, args: Any, kwargs: Any, needs_grad: bool, generator: torch.Generator) -> None:
-        """Measure one call."""
+    def update(
+        self, call: AuditCall | None, needs_grad: bool, generator: torch.Generator, *, divisible: bool = True
+    ) -> None:
+        """Measure one call; None is one that holds inputs on which the network fails, and cannot be without them."""
         if self.why:
             return
-        settings: dict[str, Any] = {"needs_grad": needs_grad, "num_samples": _SAMPLES, "generator": generator}
+        if call is None:
+            raise ValueError("the network returned NaN or infinity for some input of a batch that cannot be divided")
+        if divisible:
+            call = call.first(self.network, self.symmetry, self.wanted)
         self._names, sums = layerwise_sums(
-            self.network, args, self.symmetry, self.layers, families=self.families, kwargs=kwargs, **settings
+            self.network,
+            call.args,
+            self.symmetry,
+            self.layers,
+            families=self.families,
+            kwargs=call.kwargs,
+            num_samples=_SAMPLES,
+            finite=False,
+            num_probes=_PROBES,
+            generator=generator,
+            needs_grad=needs_grad,
         )
+        self.wanted -= int(sums[3, -1])
         self._sums = sums if self._sums is None else self._sums + sums
 
     def figures(self) -> dict[str, Any]:
@@ -65,6 +86,7 @@ class LayerFigures:
             self.why = "the network returned NaN or infinity for some input"
             return {}
         return {
+            "inputs": int(self._sums[3, -1]),
             "names": list(found.layers),
             "own": found.own.tolist(),
             "makes": found.makes.tolist(),

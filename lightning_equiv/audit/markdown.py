@@ -29,7 +29,11 @@ def to_markdown(document: Document, path: Callable[[Picture], str] | None = None
         | error | 1e-3 | worst input |
         <BLANKLINE>
     """
-    blocks = [f"# {_escape(document.title)}", _escape(document.subtitle), f"**Verdict: {document.verdict}**"]
+    blocks = [
+        f"# {_escape(document.title)}",
+        _escape(document.subtitle),
+        f"**{_escape(document.label)}: {document.verdict}**",
+    ]
     if document.headline:
         blocks.append(_table(Table("", ("figure", "value", ""), document.headline)))
     tables, figures = count(1), count(1)

@@ -17,9 +17,9 @@ from lightning_equiv.metrics.floor import noise_floor_of, round_trip
 from lightning_equiv.metrics.labelled import class_changes_of, label_parts, oriented_errors_of
 from lightning_equiv.metrics.lie_derivative import lie_derivative_error
 from lightning_equiv.metrics.measurement import Measurement
-from lightning_equiv.metrics.orbit import Orbit, orbit
+from lightning_equiv.metrics.orbit import Orbit, exact, orbit
 from lightning_equiv.metrics.spectrum import spectra_of
-from lightning_equiv.metrics.worst_case import ascend
+from lightning_equiv.metrics.worst_case import WorstCase
 from lightning_equiv.symmetry.call import TOTAL
 from lightning_equiv.symmetry.symmetry import Symmetry
 
@@ -30,7 +30,9 @@ LENGTHS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)  # units of length of the data
 HIGHEST = 4  # degree of the spectrum
 _FLOOR_DRAWS = 4
 _PART_DRAWS = 8
-_STEPS = 10  # of the ascent to the worst case
+_ROTATION_DRAWS = 32  # of a group with translations, for its spectrum, which has rotations alone
+_ASCENTS = 64  # inputs of a call whose worst case is refined
+STEPS = 10  # of the ascent to the worst case
 
 
 @dataclass
@@ -50,6 +52,11 @@ class Drawn:
     labels: Any = None
     notes: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def finite(self) -> Tensor:
+        """(n,) whether all outputs of an input are numbers."""
+        return self.turned.squares()[TOTAL].isfinite().all(0) & self.turned.norms()[TOTAL].isfinite()
+
 
 def draw(measurement: Measurement, draws: int, labels: Any) -> Drawn:
     """The orbit of a call: the whole of a finite group that is no larger than `draws`, else as many elements."""
@@ -68,21 +75,28 @@ def errors(drawn: Drawn) -> Numbers:
         found |= {f"error/{part}": square.mean(0), f"half/{part}": square[:half].mean(0), f"norm/{part}": norms[part]}
     for part, f in drawn.turned.f_x.items():
         found[f"numbers/{part}"] = drawn.turned.per_input(part, torch.full_like(f[:, 0], f.shape[1]))
-        found[f"spread/{part}"] = _independent(drawn, part)
-    found["total_spread"] = torch.stack([found[f"spread/{part}"] for part in drawn.turned.f_x]).sum(0)
+    node = drawn.measurement.call.inputs.inputs.node
+    if node is not None:
+        found["nodes"] = torch.bincount(node, minlength=drawn.turned.num_inputs).to(found["largest"])
+    _add_means(drawn, drawn.finite)
     return found
 
 
-def _independent(drawn: Drawn, part: str) -> Tensor:
-    """(n,) the squared distance of unrelated outputs, 2 |f - mean f|^2, with a mean that turning does not average away.
+def _add_means(drawn: Drawn, finite: Tensor) -> None:
+    """Sums of the turned outputs' rows, and their number: what they have in common, unrelated outputs have, too.
 
-    Of a part that no element moves (energies) the mean over the inputs is in all outputs alike.
+    Turned at random, an output keeps in the mean what no element moves: an energy, a vector's height above the ground.
     """
-    m, f = drawn.measurement, drawn.turned.f_x[part]
-    some = m.f_x.move(m.elements(1)).parts()[part]
-    moved = (some.flatten(1) if some.ndim > 1 else some[:, None]).double() - f
-    fixed = float(moved.square().sum()) <= 1e-12 * float(f.square().sum())
-    return 2 * drawn.turned.per_input(part, (f - f.mean(0) if fixed and len(f) > 1 else f).square().sum(-1))
+    m, turned = drawn.measurement, drawn.turned
+    rotations = linear_part(m.group)
+    f_x = exact(m.f_x)
+    if rotations is not None:
+        g = rotations.sample(turned.num_inputs, generator=m.generator, device=m.device)
+        f_x = f_x.move(g if rotations == m.group else embedded(m.group, g))
+    for part, f in f_x.parts().items():
+        owner = turned.owners[part]
+        rows = f.reshape(turned.f_x[part].shape)[finite if owner is None else finite[owner]]
+        drawn.notes.setdefault("means", {}).setdefault(part, []).append((len(rows), rows.sum(0).cpu()))
 
 
 def spectrum(drawn: Drawn) -> Numbers:
@@ -98,7 +112,8 @@ def spectrum(drawn: Drawn) -> Numbers:
     elif rotations == group:
         found = spectra_of(drawn.turned, drawn.turned.elements, HIGHEST)
     else:
-        g = rotations.sample(len(drawn.turned.elements), generator=m.generator, device=m.device)
+        k = min(drawn.turned.num_samples, _ROTATION_DRAWS)
+        g = rotations.sample(k * m.num_inputs, generator=m.generator, device=m.device)
         found = spectra_of(orbit(m, embedded(group, g)), g, HIGHEST)
     numbers = {f"{part}/{name}": e for part, s in found.items() for name, e in s.by_name().items()}
     casimirs = found[TOTAL].harmonics.casimirs
@@ -190,16 +205,29 @@ def _sides(
             yield name, embedded(group, g[mask.nonzero()[:n, 0]])
 
 
-def worst(drawn: Drawn) -> Numbers:
-    """The largest error of each input, refined, and the coordinates of its element."""
-    m, k, n = drawn.measurement, drawn.turned.num_samples, drawn.turned.num_inputs
+def worst(drawn: Drawn, refine: Callable[[Tensor, GroupElement], WorstCase]) -> Numbers:
+    """The largest error of each input, refined for the worst of them, and the coordinates of its element.
+
+    Args:
+        drawn: the call.
+        refine: numbers of inputs, and an element for each -> their worst case by ascent.
+    """
+    n, finite = drawn.turned.num_inputs, drawn.finite
     squares = drawn.turned.squares()[TOTAL]
-    first = torch.where(squares.isnan(), -1.0, squares).argmax(0)
-    start = drawn.turned.elements[first * n + torch.arange(n, device=first.device)]
-    assert len(drawn.turned.elements) == k * n
-    found = ascend(m, start, _STEPS)
-    coordinates = {f"element/{i}": c for i, c in enumerate(found.elements.coordinates)}
-    return {"error": found.errors, "sampled": found.sampled, **coordinates}
+    largest, first = torch.where(finite, squares, -1.0).max(0)
+    elements = drawn.turned.elements[first * n + torch.arange(n, device=first.device)]
+    chosen = torch.arange(n, device=first.device)
+    divisible = drawn.measurement.call.inputs.inputs.node is None and "chunks" not in drawn.notes
+    if divisible and n > _ASCENTS:
+        chosen = largest.topk(_ASCENTS).indices.sort().values
+    found = refine(chosen, elements[chosen])
+    sampled = torch.where(finite, largest, torch.nan).sqrt()
+    error = sampled.index_copy(0, chosen, torch.where(finite[chosen], found.errors.to(sampled), torch.nan))
+    places = {
+        f"element/{i}": c.index_copy(0, chosen, own)
+        for i, (c, own) in enumerate(zip(elements.coordinates, found.elements.coordinates, strict=True))
+    }
+    return {"error": error.fmax(sampled), "sampled": sampled, **places}
 
 
 def labelled(drawn: Drawn) -> Numbers:
@@ -230,7 +258,22 @@ def floor(network: Callable[..., Any], args: Any, kwargs: Any, symmetry: Symmetr
     found = noise_floor_of(
         network, args, symmetry, few, m.dtype, kwargs=kwargs, chunk_size=m.chunk_size, needs_grad=m.needs_grad
     )
-    return vars(found)
+    if m.dtype == torch.float64 and isinstance(network, torch.nn.Module):
+        drawn.notes["float32_constants"] = _holds_float32(network)
+    return {
+        f"{name}/{part}": getattr(own, name)
+        for part, own in {TOTAL: found, **found.parts}.items()
+        for name in ("rounding", "in_float64", "own", "norm")
+    }
+
+
+def _holds_float32(network: torch.nn.Module) -> bool:
+    """Whether a float64 network has constants that were rounded to float32, such as Clebsch-Gordan coefficients."""
+    for x in network.buffers():
+        short = x.dtype == torch.float64 and bool((x.float().double() == x).all())
+        if short and not bool((x * 1024 == (x * 1024).round()).all()):
+            return True
+    return False
 
 
 def lie(network: Callable[..., Any], args: Any, kwargs: Any, symmetry: Symmetry, drawn: Drawn) -> Numbers:

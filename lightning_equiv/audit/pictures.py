@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from lightning_equiv.audit.document import Document, Picture, present, quantile, shown
+from lightning_equiv.audit.axes import INK, extent, scale, short, tick, wrap
+from lightning_equiv.audit.document import Document, Picture, present, quantile
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-INK = "#1b1c1d"  # of text and axes alone, so that a page can put its own colour in its place
 # Hues of Okabe and Ito, the light ones darkened: each has a contrast of 3 to white and to near-black.
 PALETTE = ("#0072b2", "#d55e00", "#008f68", "#b8649a", "#b07a00", "#2f8fc4")
 DASHES = ("-", (0, (5, 2)), (0, (6, 1.5, 1, 1.5)), (0, (2, 1)))  # a curve under another shows in its gaps
@@ -24,7 +23,6 @@ WIDTH = 4.3  # inches of a panel: at 360 pixels its letters are 11 pixels high
 _FONT_SIZE = 9.5
 _LONGEST = 28  # characters of a label beside a lying bar; below a standing one, two thirds
 _LEGEND = 53  # characters beside each other in a legend, of which a handle takes seven
-_FLOOR_DECADES = 3.0  # a floor this far below the numbers is named, not drawn
 
 _STYLE = {
     "font.family": ["DejaVu Sans"],  # matplotlib brings it: the same picture everywhere
@@ -115,7 +113,8 @@ def panel(picture: Picture) -> Figure:
 def height(picture: Picture) -> float:
     """Inches that a panel takes: lying bars grow with their number, and a legend with its rows."""
     data, series = picture.data, picture.data["series"]
-    labels = [*series, *data.get("lines", {}), *(["floor 3.2·10⁻⁷, below"] if data.get("floor") is not None else [])]
+    lines = [data["line_label"]] if data.get("line_label") and data.get("lines") else data.get("lines", {})
+    labels = [*series, *lines, *(["floor 3.2·10⁻⁷, below"] if data.get("floor") is not None else [])]
     rows = len(labels) if picture.kind == "distribution" else math.ceil(len(labels) / _columns(labels))
     legend = 0.18 * max(rows - 2, 0)
     if picture.kind == "bars" and data.get("horizontal"):
@@ -147,8 +146,8 @@ def draw(picture: Picture, axes: Axes, title: str | None = None) -> None:
 def _columns(labels: list[str]) -> int:
     """Of a legend: as many as fit beside each other; one column has the first labels, the next those that follow."""
     for columns in range(min(3, len(labels)), 1, -1):
-        short, longer = divmod(len(labels), columns)
-        starts = [i * short + min(i, longer) for i in range(columns + 1)]
+        fewest, more = divmod(len(labels), columns)
+        starts = [i * fewest + min(i, more) for i in range(columns + 1)]
         longest = [max(map(len, labels[a:b])) for a, b in pairwise(starts)]
         if sum(longest) + 7 * columns <= _LEGEND:
             return columns
@@ -157,9 +156,9 @@ def _columns(labels: list[str]) -> int:
 
 def _bars(axes: Axes, data: dict[str, Any]) -> None:
     labels, series, lying = [str(label) for label in data["labels"]], data["series"], bool(data.get("horizontal"))
-    values = _extent(data)
+    values = extent(data)
     which = "x" if lying else "y"
-    log = _scale(axes, which, values, data, zero=True)
+    log = scale(axes, which, values, data, zero=True)
     bottom = (axes.get_xlim() if lying else axes.get_ylim())[0] if log else 0.0
     width = 0.78 / len(series)
     for i, (name, s) in enumerate(series.items()):
@@ -171,7 +170,7 @@ def _bars(axes: Axes, data: dict[str, Any]) -> None:
             points = (heights, places) if lying else (places, heights)
             axes.plot(*points, MARKERS[i % len(MARKERS)], color=color, markersize=5.5, label=name)
         else:
-            hatch = (None, "////", "....", "xxxx")[i % 4]
+            hatch = (None, "////", "\\\\\\\\", "xxxx")[i % 4]
             fill = {"facecolor": "none", "hatch": hatch} if hatch else {"facecolor": color}
             bars: dict[str, Any] = {"label": name, "edgecolor": color, "linewidth": 0.8, **fill}
             (axes.barh if lying else axes.bar)(places, heights, width * 0.88, **bars)
@@ -188,20 +187,20 @@ def _bars(axes: Axes, data: dict[str, Any]) -> None:
     if any(value < 0 for value in values):
         (axes.axvline if lying else axes.axhline)(0.0, color=INK, linewidth=0.7)
     _label_bars(axes, labels, lying)
-    names, measured = data.get("x_label", ""), _wrap(data.get("y_label", ""))
+    names, measured = data.get("x_label", ""), wrap(data.get("y_label", ""))
     axes.set(xlabel=measured if lying else names, ylabel=names if lying else measured)
 
 
 def _label_bars(axes: Axes, labels: list[str], lying: bool) -> None:
     if lying:
-        shorts = [_short(label, _LONGEST) for label in labels]
+        shorts = [short(label, _LONGEST) for label in labels]
         axes.set_yticks(range(len(labels)), shorts)
         if max(map(len, shorts), default=0) > 20:
             axes.tick_params(axis="y", labelsize=_FONT_SIZE - 1)
         axes.set_ylim(len(labels) - 0.5, -0.5)  # the first one on top
         return
     every = math.ceil(len(labels) / 24)
-    shorts = [_short(label, 2 * _LONGEST // 3) for label in labels][::every]
+    shorts = [short(label, 2 * _LONGEST // 3) for label in labels][::every]
     crowded = sum(map(len, shorts)) + 2 * len(shorts) > 46
     axes.set_xticks(range(0, len(labels), every), shorts)
     if crowded:
@@ -212,8 +211,8 @@ def _label_bars(axes: Axes, labels: list[str], lying: bool) -> None:
 
 def _curve(axes: Axes, data: dict[str, Any]) -> None:
     xs, series, lines = data["x"], data["series"], data.get("lines", {})
-    values = _extent(data)
-    log = _scale(axes, "y", values, data, zero=True)
+    values = extent(data)
+    log = scale(axes, "y", values, data, zero=True)
     colors = dict(zip(series, (PALETTE[i % len(PALETTE)] for i in range(len(series))), strict=True))
     for i, (name, s) in enumerate(series.items()):
         ys = [math.nan if not present([v]) or (log and v <= 0) else v for v in s["value"]]
@@ -223,18 +222,35 @@ def _curve(axes: Axes, data: dict[str, Any]) -> None:
         look: dict[str, Any] = {"linestyle": DASHES[i % len(DASHES)], "marker": MARKERS[i % len(MARKERS)]}
         look["markersize"] = 3.8 + 0.8 * min(len(series) - 1 - i, 3)  # one behind another shows around it
         axes.plot(xs, ys, color=colors[name], label=name, **look)
-    _lines(axes, lines, xs, colors, log)
-    axes.set(xlabel=data.get("x_label", ""), ylabel=_wrap(data.get("y_label", "")))
+    _lines(axes, lines, xs, colors, log, data.get("line_label"))
+    axes.set(xlabel=data.get("x_label", ""), ylabel=wrap(data.get("y_label", "")))
     if log and min(xs) > 0 and max(xs) >= 30 * min(xs):
-        _scale(axes, "x", list(xs), {"log": True}, zero=False)
+        scale(axes, "x", list(xs), {"log": True}, zero=False)
     else:
         axes.margins(x=0.02)
     if max(xs) in (180, 360):  # degrees
         axes.set_xticks(range(0, max(map(int, xs)) + 1, 45 if max(xs) == 180 else 90))
 
 
-def _lines(axes: Axes, lines: dict[str, Any], xs: Sequence[float], colors: dict[str, str], log: bool) -> None:
-    """What is predicted, dashed, in the colour of the series whose name its own begins with; limits are left alone."""
+def _lines(
+    axes: Axes,
+    lines: dict[str, Any],
+    xs: Sequence[float],
+    colors: dict[str, str],
+    log: bool,
+    label: str | None = None,
+) -> None:
+    """What is predicted, dashed, in the colour of the series whose name its own begins with; limits are left alone.
+
+    Args:
+        axes: matplotlib's.
+        lines: name -> a slope through the origin, or the values at `xs`.
+        xs: where.
+        colors: of the series, by name.
+        log: the axis is logarithmic.
+        label: of all lines together, in the place of their names.
+    """
+    look: dict[str, Any] = {"linestyle": (0, (2, 1.6)), "linewidth": 1.1}
     low, high = limits = axes.get_ylim()
     for name, line in lines.items():
         color = next((color for series, color in colors.items() if name.startswith(series)), INK)
@@ -246,7 +262,9 @@ def _lines(axes: Axes, lines: dict[str, Any], xs: Sequence[float], colors: dict[
             points = [(x, line * x) for x in grid]
         points = [(x, y) for x, y in points if not log or y > 0]
         if any(low <= y <= high for _, y in points):
-            axes.plot(*zip(*points, strict=True), color=color, linestyle=(0, (2, 1.6)), linewidth=1.1, label=name)
+            axes.plot(*zip(*points, strict=True), color=color, label="_" if label else name, **look)
+    if label and lines:
+        axes.plot([], [], color=INK if len(lines) > 1 else next(iter(colors.values()), INK), label=label, **look)
     axes.set_ylim(limits)
 
 
@@ -254,14 +272,16 @@ def _distribution(axes: Axes, data: dict[str, Any]) -> None:
     series = {name: present(values) for name, values in data["series"].items()}
     values = [v for some in series.values() for v in some]
     wide = bool(values) and min(values) > 0 and max(values) > 30 * min(values)
-    log = _scale(axes, "x", values, {**data, "log": data.get("log", wide)}, zero=False)
+    log = scale(axes, "x", values, {**data, "log": data.get("log", wide)}, zero=False)
     for i, (name, some) in enumerate(series.items()):
         if not some:
             continue
         color, marks = PALETTE[i % len(PALETTE)], [quantile(some, share) for share in (0.5, 0.95)]
         xs = sorted(v for v in some if v > 0 or not log)
         ys = [(len(some) - len(xs) + k) / len(some) for k in range(len(xs) + 1)]
-        label = f"{_short(name, 18)}: median {shown(marks[0])}, 95 % {shown(marks[1])}"
+        median, most = (tick(float(f"{mark:.2g}"), 0) for mark in marks)
+        label = f"median {median}, 95 % {most}"
+        label = label if len(series) == 1 else f"{short(name, 18)}: {label}"
         axes.step([xs[0], *xs], ys, where="post", color=color, linestyle=DASHES[i % len(DASHES)], label=label)
         axes.plot(marks, [0.5, 0.95], MARKERS[i % len(MARKERS)], color=color, markersize=5.5)
     axes.set_yticks([0.0, 0.25, 0.5, 0.75, 0.95], ["0", "25 %", "median", "75 %", "95 %"])
@@ -276,8 +296,8 @@ def _scatter(axes: Axes, data: dict[str, Any]) -> None:
     ys += [slope * x for slope in data.get("lines", {}).values() for x in (min(xs, default=0.0), max(xs, default=0.0))]
     both = min([*xs, *ys], default=0.0) > 0 and any(max(some) >= 10 * min(some) for some in (xs, ys))
     span = 1.0 if both else math.inf  # a line through the origin stays straight where both axes are logarithmic
-    _scale(axes, "x", xs, {**data, "floor": None}, zero=False, span=span)
-    log = _scale(axes, "y", ys, data, zero=False, span=span)
+    scale(axes, "x", xs, {**data, "floor": None}, zero=False, span=span)
+    log = scale(axes, "y", ys, data, zero=False, span=span)
     colors = {}
     for i, (name, s) in enumerate(series.items()):
         colors[name] = PALETTE[i % len(PALETTE)]
@@ -293,97 +313,7 @@ def _scatter(axes: Axes, data: dict[str, Any]) -> None:
     limits = axes.get_xlim()
     _lines(axes, data.get("lines", {}), limits, colors, log)
     axes.set_xlim(limits)
-    axes.set(xlabel=data.get("x_label", ""), ylabel=_wrap(data.get("y_label", "")))
+    axes.set(xlabel=data.get("x_label", ""), ylabel=wrap(data.get("y_label", "")))
 
 
 _DRAW = {"bars": _bars, "curve": _curve, "distribution": _distribution, "scatter": _scatter}
-
-
-def _scale(
-    axes: Axes, which: str, values: list[float], data: dict[str, Any], *, zero: bool, span: float = 10.0
-) -> bool:
-    """Set scale, limits and ticks of one axis, and draw the floor; whether it is logarithmic.
-
-    Args:
-        axes: matplotlib's.
-        which: "x" or "y".
-        values: all that will be drawn along it.
-        data: of the picture; its `log` and `floor` are read.
-        zero: a linear axis shows 0.
-        span: the ratio of the largest to the least value from which on the axis may be logarithmic.
-    """
-    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
-
-    positive, floor = [v for v in values if v > 0], data.get("floor")
-    log = bool(data.get("log")) and len(positive) > 0 and min(values) >= 0 and max(positive) >= span * min(positive)
-    axis = axes.xaxis if which == "x" else axes.yaxis
-    if log:
-        low, high = min(positive), max(positive)
-        near = floor is not None and floor > 0 and floor > low / 10**_FLOOR_DECADES
-        low = min(low, floor) if floor is not None and near else low
-        pad = (high / low) ** 0.05
-        limits = low / pad / 1.1, high * pad
-        (axes.set_xscale if which == "x" else axes.set_yscale)("log")
-        decades = math.log10(limits[1] / limits[0])
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 2 else (1,), numticks=6 if decades > 2 else 12))
-        axis.set_minor_formatter(NullFormatter())
-    else:
-        low, high = min(values, default=0.0), max(values, default=1.0)
-        low, high = (min(low, 0.0), max(high, 0.0)) if zero else (low, high)
-        near = floor is not None and floor > 0.02 * (high - low)
-        low, high = (min(low, floor), max(high, floor)) if floor is not None and near else (low, high)
-        pad = 0.05 * (high - low) or 0.05 * abs(high) or 0.5
-        limits = low if zero and low == 0 else low - pad, high if zero and high == 0 else high + pad
-        axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
-    (axes.set_xlim if which == "x" else axes.set_ylim)(*limits)
-    axis.set_major_formatter(FuncFormatter(_tick))
-    axes.grid(axis="x" if which == "x" else "y")
-    if floor is not None:
-        line = axes.axvline if which == "x" else axes.axhline
-        if near:
-            line(floor, color=INK, linestyle=":", linewidth=1.3, label=f"floor {_tick(floor, 0)}")
-        else:
-            axes.plot([], [], ":", color=INK, linewidth=1.3, label=f"floor {_tick(floor, 0)}, below")
-    return log
-
-
-def _extent(data: dict[str, Any]) -> list[float]:
-    """Values and ends of intervals; an interval that ends below 0 does not make a logarithmic axis linear."""
-    series = data["series"].values()
-    values = [v for s in series for v in present(s["value"])]
-    ends = [v for s in series for part in ("low", "high") for v in present(s.get(part))]
-    return values + [v for v in ends if v > 0 or not data.get("log") or min(values, default=0.0) < 0]
-
-
-def _tick(value: float, _: int) -> str:
-    """A tick's label: 0.01, and 10⁻⁴ beyond.
-
-    Examples:
-        >>> [_tick(v, 0) for v in (0.02, 1e-4, 5e-4, 0.0, -0.5)]
-        ['0.02', '10⁻⁴', '5·10⁻⁴', '0', '−0.5']
-    """
-    if value == 0 or 1e-3 <= abs(value) < 1e5:
-        return f"{value:.6g}".replace("-", "−")
-    digits, exponent = f"{value:.3e}".split("e")
-    power = "10" + str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
-    number = f"{float(digits):g}".replace("-", "−")
-    return power if number == "1" else f"{number}·{power}"
-
-
-def _short(label: str, most: int) -> str:
-    """A long label with its first words as letters, as the names of layers have, or else without its middle.
-
-    Examples:
-        >>> _short("encoder.layers.3.attention.out_proj", 28), _short("the energy of each atom", 12)
-        ('e.l.3.attention.out_proj', 'the e…h atom')
-    """
-    words = label.split(".")
-    for i, word in enumerate(words[:-1]):
-        if len(".".join(words)) > most and not word.isdigit():
-            words[i] = word[:1]
-    short = ".".join(words)
-    return short if len(short) <= most else f"{short[: (most - 1) // 2]}…{short[-(most // 2) :]}"
-
-
-def _wrap(label: str) -> str:
-    return "\n".join(textwrap.wrap(label, 30))

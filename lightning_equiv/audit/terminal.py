@@ -86,7 +86,7 @@ def _blocks(document: Document, width: int) -> Iterator[tuple[str, str | Table]]
     yield "title", document.title
     yield "text", document.subtitle
     yield "text", ""
-    yield "verdict", f"Verdict: {document.verdict}"
+    yield "verdict", f"{document.label}: {document.verdict}"
     yield "text", ""
     if document.headline:
         yield from (("table", part) for part in _parts(Table("", ("", "", ""), document.headline), width))

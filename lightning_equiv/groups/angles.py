@@ -8,10 +8,11 @@ from torch import Tensor
 from lightning_equiv._checks import check_number
 from lightning_equiv._random import private_generator
 from lightning_equiv.groups.group import Device, Group, GroupElement, element_dtype
+from lightning_equiv.groups.product import as_group
 
 
 def turns(
-    group: Group,
+    group: Group | str,
     angle: float | Tensor,
     n: int,
     *,
@@ -22,9 +23,10 @@ def turns(
 
     SO(3), O(3), SE(3), E(3): proper rotations R(axis, angle), no translation. SO(2), C_n, D_n: by +angle or -angle,
     with equal probability. A product: its one factor with rotations turns, the others stay at their identity.
+    `equivariance_error(..., elements=turns("SO(3)", angle, 16))` is the error at that angle.
 
     Args:
-        group: a group with rotations.
+        group: a group with rotations, or its name.
         angle: in radians; one number, or (n,) numbers.
         n: how many; at least 1.
         generator: whose random numbers. The draw is made on the generator's device and then moved. None: a private
@@ -36,11 +38,11 @@ def turns(
             another shape, or one that is no multiple of 2 pi / n for C_n and D_n.
 
     Examples:
-        >>> from lightning_equiv import SE3
-        >>> g = turns(SE3(), 0.5, 4)
+        >>> g = turns("SE(3)", 0.5, 4)
         >>> angle(g)
         tensor([0.5000, 0.5000, 0.5000, 0.5000], dtype=torch.float64)
     """
+    group = as_group(group)
     check_number("n (turns to draw)", n, least=1, whole=True)
     generator = generator if generator is not None else private_generator()
     device = generator.device if device is None else device

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from lightning_equiv.groups.group import Group, GroupElement
+from lightning_equiv.groups.product import as_group
 
 
 def linear_part(group: Group) -> Group | None:
@@ -49,11 +50,12 @@ def embedded(group: Group, g: GroupElement) -> GroupElement:
     return group.embed(g)
 
 
-def translations(group: Group, t: Tensor) -> GroupElement:
+def translations(group: Group | str, t: Tensor) -> GroupElement:
     """The pure shifts x -> x + t of a group.
 
     Args:
-        group: T(n), SE(3), E(3), or a product with one of them, whose other factors stay at their identity.
+        group: T(n), SE(3), E(3), or a product with one of them, whose other factors stay at their identity; or its
+            name.
         t: (n, d) real translations, in the unit of length of the data; d is the dimension of the space.
 
     Returns:
@@ -64,11 +66,11 @@ def translations(group: Group, t: Tensor) -> GroupElement:
 
     Examples:
         >>> import torch
-        >>> from lightning_equiv import SE3
-        >>> g = translations(SE3(), torch.tensor([[0.0, 0.0, 2.0]]))
+        >>> g = translations("SE(3)", torch.tensor([[0.0, 0.0, 2.0]]))
         >>> g.translation, bool((g.matrix == torch.eye(3)).all())
         (tensor([[0., 0., 2.]]), True)
     """
+    group = as_group(group)
     d = group.translation_dim
     if d is not None and not (t.is_floating_point() and t.ndim == 2 and t.shape[1] == d):
         raise ValueError(f"expected real translations of shape (n, {d}), got {tuple(t.shape)} {t.dtype}")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +15,12 @@ from lightning_equiv.groups.group import GroupElement
 from lightning_equiv.metrics.chunks import ChunkSize
 from lightning_equiv.metrics.interval import Interval, interval
 from lightning_equiv.metrics.measurement import Measurement, measuring
-from lightning_equiv.metrics.orbit import Orbit, orbit
+from lightning_equiv.metrics.orbit import Orbit, exact, orbit
 from lightning_equiv.symmetry.call import TOTAL
 from lightning_equiv.symmetry.symmetry import Symmetry
 from lightning_equiv.symmetry.tree import Tree, map_tensors
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -30,19 +32,22 @@ class NoiseFloor:
         floor^2 = sum_x mean_g |w - w'|^2 / sum_x |f(x)|^2,      exact^2 = sum_x mean_g |w'|^2 / sum_x |f(x)|^2
 
     A network whose error is rounding has `error` about as large as `floor` and an `exact` that is far smaller; how far
-    depends on constants that it holds in float32 (Clebsch-Gordan coefficients), which are rounded in the copy, too.
+    depends on constants that it holds in float32 (Clebsch-Gordan coefficients), which are rounded in the copy, too. The
+    elements are rounded to float64 themselves: what moving f(x) there and back changes is part of the floor.
 
     Attributes:
         rounding: (n,) mean_g |w - w'|^2.
         in_float64: (n,) mean_g |w'|^2.
         own: (n,) mean_g |w|^2, for the same elements.
         norm: (n,) |f(x)|^2.
+        parts: the same of every part of the output, by its name.
     """
 
     rounding: Tensor
     in_float64: Tensor
     own: Tensor
     norm: Tensor
+    parts: Mapping[str, NoiseFloor] = field(default_factory=dict)
 
     @property
     def floor(self) -> Interval:
@@ -132,17 +137,37 @@ def noise_floor_of(
     other = torch.float32 if dtype == torch.float64 else torch.float64
     x = in_precision((args, dict(kwargs or {})), other)
 
-    def measure(measurement: Measurement) -> Orbit:
-        return orbit(measurement, turned.elements)
+    def measure(measurement: Measurement) -> tuple[Orbit, dict[str, Tensor]]:
+        return orbit(measurement, turned.elements), _there_and_back(measurement, turned)
 
-    again = _in_other_precision(network, x, symmetry, other, measure, chunk_size, needs_grad)
-    exact, scale = again, 1.0
+    again, back = _in_other_precision(network, x, symmetry, other, measure, chunk_size, needs_grad)
+    precise, scale = again, 1.0
     if dtype == torch.float64:
-        exact, scale = turned, torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps
+        precise, scale = turned, torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps
     apart = {part: scale * (w - again.changes[part]) for part, w in turned.changes.items()}
     rounding = Orbit(turned.elements, turned.f_x, apart, turned.owners, turned.num_inputs)
-    squares = [t.squares()[TOTAL].mean(0) for t in (rounding, exact, turned)]
-    return NoiseFloor(squares[0], squares[1], squares[2], turned.norms()[TOTAL])
+    squares, norms = [t.squares() for t in (rounding, precise, turned)], turned.norms()
+
+    def of(part: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        by_rounding, in_float64, own = (square[part].mean(0) for square in squares)
+        return by_rounding + back[part], in_float64, own, norms[part]
+
+    return NoiseFloor(*of(TOTAL), {part: NoiseFloor(*of(part)) for part in turned.f_x})
+
+
+def _there_and_back(measurement: Measurement, turned: Orbit) -> dict[str, Tensor]:
+    """(n,) mean_g |rho(g)^-1 rho(g) f(x) - f(x)|^2 by part: elements and what moves the output are rounded, too."""
+    f_x = exact(measurement.f_x)
+    parts = f_x.parts()
+    changes: dict[str, list[Tensor]] = {part: [] for part in parts}
+    n = turned.num_inputs
+    for k in range(turned.num_samples):
+        g = turned.elements[k * n : (k + 1) * n]
+        moved = f_x.move(g).move(g.inverse()).parts()
+        for part, f in parts.items():
+            changes[part].append((moved[part] - f).reshape(turned.f_x[part].shape))
+    own = Orbit(turned.elements, turned.f_x, {p: torch.stack(c) for p, c in changes.items()}, turned.owners, n)
+    return {part: square.mean(0) for part, square in own.squares().items()}
 
 
 def _in_other_precision(
@@ -150,10 +175,10 @@ def _in_other_precision(
     x: Any,
     symmetry: Symmetry,
     dtype: torch.dtype,
-    measure: Callable[[Measurement], Orbit],
+    measure: Callable[[Measurement], T],
     chunk_size: ChunkSize,
     needs_grad: bool,
-) -> Orbit:
+) -> T:
     """A copy of the network in another precision, measured; constants that it makes follow the default dtype."""
     if not isinstance(network, nn.Module):
         raise ValueError(
@@ -170,7 +195,7 @@ def _in_other_precision(
                 if measurement.dtype != dtype:
                     raise TypeError(f"its output was {measurement.dtype}")
                 return measure(measurement)
-        except (RuntimeError, TypeError, NotImplementedError) as error:  # torch's words for what does not fit
+        except Exception as error:  # torch's words for what does not fit, and the network's own checks
             errors.append(str(error).partition("\n")[0])
     raise ValueError(f"the network does not run in {dtype}: {errors[-1]}")
 

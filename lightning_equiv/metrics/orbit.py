@@ -93,11 +93,11 @@ class Orbit:
 def orbit(measurement: Measurement, elements: GroupElement) -> Orbit:
     """The outputs for K n elements, as `Measurement.elements` gives them, turned back."""
     n = measurement.num_inputs
-    f_x = _exact(measurement.f_x)
+    f_x = exact(measurement.f_x)
     parts = {part: x.flatten(1) if x.ndim > 1 else x[:, None] for part, x in f_x.parts().items()}
 
     def changes(g: GroupElement, f_gx: BoundTree, _: BoundTree) -> dict[str, Tensor]:
-        z = _exact(f_gx).move(g.inverse()).parts()
+        z = exact(f_gx).move(g.inverse()).parts()
         return {part: z[part].reshape(len(g) // n, *x.shape) - x for part, x in parts.items()}
 
     chunks = measurement.for_each_chunk(elements, changes)
@@ -105,7 +105,7 @@ def orbit(measurement: Measurement, elements: GroupElement) -> Orbit:
     return Orbit(elements, parts, gathered, measurement.f_x.part_owners(), n)
 
 
-def _exact(tree: BoundTree) -> BoundTree:
+def exact(tree: BoundTree) -> BoundTree:
     """A tree in the precision in which elements live, so that turning back rounds nothing of the network's."""
     exact = (replace(t, x=t.x.to(element_dtype(t.x.device))) if t.x.is_floating_point() else t for t in tree.tensors)
     return replace(tree, tensors=tuple(exact))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import nn
 
 Mode = tuple[nn.Module, bool]
@@ -58,5 +59,7 @@ def set_flag(module: nn.Module, training: bool) -> None:
 
 def changes_by_itself(module: nn.Module) -> bool:
     """Whether a module does more than set a flag when its mode changes."""
+    if isinstance(module, torch.fx.GraphModule) and "train" in module.__dict__:
+        return False  # a program by `torch.export`: its mode was fixed then, and setting it is an error
     own = type(module).train is not nn.Module.train or type(module).eval is not nn.Module.eval
     return own or "train" in module.__dict__ or "eval" in module.__dict__

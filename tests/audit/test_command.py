@@ -164,7 +164,7 @@ def test_checkpoints_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[
         model.scale.data = torch.tensor(scale)
         report = audit(model, batch, Symmetry("SO(3)", "1o", "1o"), draws=4, progress=False)
         same(figures, report)
-    assert "as made against a/last against b/last" in " ".join(capsys.readouterr().out.split())
+    assert "as made, a/last, b/last" in " ".join(capsys.readouterr().out.split())
     twice = {**config, "checkpoint": config["compare"][0]}
     (tmp_path / "twice.yaml").write_text(yaml.safe_dump(twice))
     assert "each once" in refused("--config", str(tmp_path / "twice.yaml"), capsys=capsys)
