@@ -94,7 +94,8 @@ def orbit(measurement: Measurement, elements: GroupElement) -> Orbit:
     """The outputs for K n elements, as `Measurement.elements` gives them, turned back."""
     n = measurement.num_inputs
     f_x = exact(measurement.f_x)
-    parts = {part: x.flatten(1) if x.ndim > 1 else x[:, None] for part, x in f_x.parts().items()}
+    dtype = element_dtype(measurement.device)  # also of whole numbers
+    parts = {part: (x.flatten(1) if x.ndim > 1 else x[:, None]).to(dtype) for part, x in f_x.parts().items()}
 
     def changes(g: GroupElement, f_gx: BoundTree, _: BoundTree) -> dict[str, Tensor]:
         z = exact(f_gx).move(g.inverse()).parts()
