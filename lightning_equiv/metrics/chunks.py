@@ -153,15 +153,17 @@ class TimedSizes(Sizes):
 
     @contextmanager
     def watching(self, size: int) -> Iterator[None]:
+        tried = self.learned.tries.get(size, 0)
+        if tried >= _TRIES or size != _power_of_two(size):  # known, or a remainder
+            yield
+            return
         clock = time.thread_time if _THREAD_TIME and torch.get_num_threads() == 1 else time.perf_counter
         start = clock()
         yield
-        tried = self.learned.tries.get(size, 0)
-        if tried < _TRIES and size == _power_of_two(size):  # others are remainders
-            second = (clock() - start) / size
-            self.learned.seconds[size] = min(second, self.learned.seconds.get(size, second))
-            self.learned.tries[size] = tried + 1
-            self.tried.add(size)
+        second = (clock() - start) / size
+        self.learned.seconds[size] = min(second, self.learned.seconds.get(size, second))
+        self.learned.tries[size] = tried + 1
+        self.tried.add(size)
 
     def ran_out_of_memory(self, size: int) -> None:
         self.most = self.learned.limit = size // 2
