@@ -26,6 +26,7 @@ from lightning_equiv.symmetry.call import TOTAL
 
 _CONSTANT = 0.5  # relative distance of unrelated outputs below which a constant part is most of them
 _RESAMPLED = 1e-3  # relative change of inputs that are moved and moved back, more than rounding
+_NONE = (None, None, None)  # in the place of an interval, of another group's figure
 _MEANING = {
     "exact to rounding": "What is left is the rounding of the arithmetic.",
     "approximate": "The error is more than rounding, and less than half of what unrelated outputs would make.",
@@ -235,12 +236,12 @@ def _by_degree(side: Side, found: list[tuple[str, Figures]]) -> Picture:
     broken = [*found[0][1]["names"][1:], "rest"]
     data: dict[str, Any] = {
         "labels": broken,
-        "series": side.series("spectrum", lambda s: [s["shares"][name] for name in broken]),
+        "series": side.series("spectrum", lambda s: [s["shares"].get(name, _NONE) for name in broken]),
         "x_label": "degree",
         "y_label": "share of the output",
     }
     caption = "Where the error lies: its share by degree."
-    if _far_apart([max(s["shares"][name][0] for name in broken) for _, s in found]):
+    if _far_apart([max(s["shares"][name][0] for name in broken if name in s["shares"]) for _, s in found]):
         data |= {"log": True, "series": {name: _clear(one) for name, one in data["series"].items()}}
         caption += " Shares whose interval holds 0 are left out."
     return Picture("error_by_degree", "bars", data, caption)
@@ -258,7 +259,7 @@ def _far_apart(largest: list[float]) -> bool:
 def _clear(series: dict[str, Any]) -> dict[str, Any]:
     """A series without the estimates that may as well be 0."""
     lows = series["low"] or series["value"]
-    kept = [low > 0 for low in lows]
+    kept = [low is not None and low > 0 for low in lows]
     return {
         part: None if values is None else [v if keep else None for v, keep in zip(values, kept, strict=True)]
         for part, values in series.items()
@@ -278,7 +279,7 @@ def profile(side: Side) -> Section | None:
             "x": found[0][1]["angles"],
             "x_label": "angle / degrees",
             "y_label": "relative error",
-            "series": side.series("profile", lambda s: s["error"]),
+            "series": side.series("profile", lambda s: [_at(s, angle) for angle in found[0][1]["angles"]]),
             "lines": slopes,
             "line_label": "slope at 0",
             "floor": side.floor,
@@ -319,6 +320,11 @@ def _at_angles(s: Figures) -> dict[str, str]:
     each: list[tuple[Any, Any]] = [(a, i) for a, i in zip(s["angles"], s["error"], strict=True) if a]
     some = [(a, i) for a, i in each if a in _READ] if len(each) > len(_READ) else each
     return {f"{a:g}°": interval_words(i) for a, i in some or each}
+
+
+def _at(profile: Figures, angle: float) -> Any:
+    """The error at an angle, which another group may not have."""
+    return dict(zip(profile["angles"], profile["error"], strict=True)).get(angle, _NONE)
 
 
 def convergence(side: Side) -> Section | None:

@@ -278,6 +278,8 @@ def _distribution(axes: Axes, data: dict[str, Any]) -> None:
             continue
         color, marks = PALETTE[i % len(PALETTE)], [quantile(some, share) for share in (0.5, 0.95)]
         xs = sorted(v for v in some if v > 0 or not log)
+        if not xs:  # nothing but 0, which a logarithmic axis has not
+            continue
         ys = [(len(some) - len(xs) + k) / len(some) for k in range(len(xs) + 1)]
         median, most = (tick(float(f"{mark:.2g}"), 0) for mark in marks)
         label = f"median {median}, 95 % {most}"

@@ -238,7 +238,10 @@ def _measure(
     }
     with measuring(network, args, symmetry, kwargs=kwargs, **settings) as measurement:
         n = measurement.num_inputs
+        start = time.perf_counter()
         drawn = measured.draw(measurement, plan.draws, call.labels)
+        seconds = run.collected.seconds
+        seconds["draws"] = seconds.get("draws", 0.0) + time.perf_counter() - start
         drawn.notes = notes
         finite = drawn.finite
         some = call if bool(finite.all()) else call.where(measurement.call, finite)

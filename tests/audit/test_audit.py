@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lightning_equiv import (
     CartesianTensor,
+    EquivarianceReport,
     Invariant,
     Point,
     Symmetry,
@@ -239,7 +240,7 @@ def test_layers_of_several_batches() -> None:
     assert found["makes"] == pytest.approx(own.makes.tolist(), rel=1e-9)
     assert found["ends_up"] == pytest.approx(own.ends_up.tolist(), rel=1e-9)
     assert found["remainder"] == pytest.approx(float(own.remainder), rel=1e-9)
-    assert "Of 64 inputs." in str(report)
+    assert "Of 64 inputs." in " ".join(str(report).split())
 
 
 def test_the_worst_input_of_many() -> None:
@@ -364,3 +365,24 @@ def test_stress_of_a_tensor_output() -> None:
     assert broken.verdict != "exact to rounding"
     assert broken.figures["lie"]["kept"] == "rotations about z"
     assert as_group("O(3)") == symmetry.group
+
+
+def test_whole_numbers_beside() -> None:
+    """A count is compared, too; it has a spectrum, and no derivative."""
+    symmetry = Symmetry("SO(3)", "1o", {"y": "1o", "count": Invariant()})
+    report = audit(lambda x: {"y": x, "count": (x > 0).sum(1)}, normal(32, 3), symmetry, **SMALL)
+    assert report.figures["verdicts"]["y.1o"] == "exact to rounding"
+    assert report.verdict != "exact to rounding"
+    assert report.figures["spectrum"]["by_part"]["count"]["2"] != 0
+
+
+def test_reports_of_several_groups_and_of_nothing_beside_each_other() -> None:
+    x = normal(8, 3)
+    groups = ("SO(3)", "SO(2)", "C4", "O(3)")
+    reports = [audit(linear(MATRIX), x, Symmetry(group, "1o", "1o"), name=group, **SMALL) for group in groups]
+    for network in (lambda x: 0 * x, lambda x: x * torch.nan):
+        reports.append(audit(network, x, VECTORS, name="nothing", **SMALL))
+    both = EquivarianceReport.compare(reports)
+    assert both.verdict == "not equivariant"
+    for written in (str(both), both.markdown(), both.html()):
+        assert all(group in written for group in groups)
