@@ -41,33 +41,33 @@ class AuditCall:
     labels: Tree = None
 
     def first(self, network: Callable[..., Any], symmetry: Symmetry, most: int) -> AuditCall:
-        """The call with its first `most` inputs; a batch of graphs is left as it is."""
+        """The call with its first `most` inputs, or graphs."""
         call = symmetry.bind(network, self.args, self.kwargs)
-        if call.num_inputs <= most or call.inputs.inputs.node is not None:
-            return self
-        return self.only(call, torch.arange(most))
+        return self if call.num_inputs <= most else self.only(call, torch.arange(most))
 
     def only(self, call: BoundCall, chosen: Tensor) -> AuditCall:
-        """The call with some of its inputs alone.
+        """The call with some of its inputs, or graphs, alone.
 
         Args:
-            call: this one, bound; no batch of graphs.
+            call: this one, bound.
             chosen: (k,) numbers of inputs.
         """
-        n = call.num_inputs
+        args, kwargs = call.take(chosen).arguments()
+        return AuditCall(args, kwargs, self._labels_of(call, chosen))
 
-        def rows(x: Tensor) -> Tensor:
-            return x.unflatten(0, (n, -1))[chosen.to(x.device)].flatten(0, 1)
-
-        args, kwargs = call.unpack(call.inputs.put(t.x if t.shared else rows(t.x) for t in call.inputs.tensors))
-        labels = map_tensors(lambda y: rows(y) if y.ndim and len(y) % n == 0 else y, self.labels)
-        return AuditCall(args, kwargs, labels)
+    def _labels_of(self, call: BoundCall, chosen: Tensor) -> Tree:
+        """Their labels: rows of class numbers, or of what the symmetry says of outputs."""
+        y = self.labels
+        if y is None or (isinstance(y, Tensor) and not y.is_floating_point()):
+            return y if y is None or not y.ndim else y[chosen.to(y.device)]
+        try:
+            return call.output(y).take(chosen).tree
+        except ValueError:  # labels that do not fit: said where they are used
+            return y
 
     def where(self, call: BoundCall, mask: Tensor) -> AuditCall | None:
-        """The call with the inputs of a mask alone; None where they cannot be taken out, of graphs, or are none."""
-        if call.inputs.inputs.node is not None or not bool(mask.any()):
-            return None
-        return self.only(call, mask.nonzero()[:, 0])
+        """The call with the inputs of a mask alone; None where there are none."""
+        return self.only(call, mask.nonzero()[:, 0]) if bool(mask.any()) else None
 
 
 def calls_of(
