@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_equiv._checks import check_number
+from lightning_equiv.groups.group import GroupElement
 from lightning_equiv.metrics.chunks import ChunkSize
 from lightning_equiv.metrics.measurement import Measurement, measuring
 from lightning_equiv.metrics.orbit import Orbit, orbit
@@ -57,6 +58,7 @@ def oriented_errors(
     *,
     kwargs: Mapping[str, Any] | None = None,
     num_samples: int | None = 32,
+    elements: GroupElement | None = None,
     chunk_size: ChunkSize = "auto",
     generator: torch.Generator | None = None,
     per_irrep: bool = False,
@@ -73,6 +75,8 @@ def oriented_errors(
         labels: y, shaped as the output is.
         kwargs: keyword arguments of the call.
         num_samples: K >= 2 elements drawn for each input; None takes every element of a finite group.
+        elements: these, each for every input, in the place of drawn ones: `oriented` is then the task error for inputs
+            that are moved by them, such as `turns(group, angle, 16)`.
         chunk_size: most inputs in one call of the network, to bound memory.
         generator: whose random numbers.
         per_irrep: also of each part of the output by itself.
@@ -97,8 +101,9 @@ def oriented_errors(
     with measuring(
         network, args, symmetry, kwargs=kwargs, chunk_size=chunk_size, generator=generator, needs_grad=needs_grad
     ) as measurement:
-        turned = orbit(measurement, measurement.elements(num_samples))
-        found = oriented_errors_of(turned, label_parts(measurement, labels), drawn=num_samples is not None)
+        turned = orbit(measurement, measurement.elements(num_samples, elements))
+        drawn = num_samples is not None and elements is None
+        found = oriented_errors_of(turned, label_parts(measurement, labels), drawn=drawn)
     return found if per_irrep else found[TOTAL]
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_equiv import Invariant, Point, Symmetry, class_changes, oriented_errors
+from lightning_equiv import Invariant, Point, Symmetry, class_changes, oriented_errors, turns
 from lightning_equiv.metrics.labelled import label_parts, oriented_errors_of
 from lightning_equiv.metrics.measurement import measuring
 from lightning_equiv.metrics.orbit import orbit
@@ -85,6 +85,16 @@ def test_one_set_of_draws_serves_many_figures():
         turned = orbit(measurement, measurement.elements(None))
         found = oriented_errors_of(turned, label_parts(measurement, y), drawn=False)["total"]
     close(found.variance, oriented_errors(bent, x, C6, y, num_samples=None).variance)
+
+
+def test_the_task_error_at_an_angle():
+    """Of x + c against x, moved and labels alike: |c|^2 at every angle; of a network that looks along z, by a loop."""
+    z = torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64)
+    network = lambda x: x * (1 + (x @ z)[:, None])  # noqa: E731
+    x, g = normal(6, 3), turns("SO(3)", 1.0, 5, generator=seeded())
+    found = oriented_errors(network, x, VECTORS, x, elements=g)
+    moved = torch.stack([network(x @ r.mT) - x @ r.mT for r in g.matrix])
+    close(found.oriented, moved.square().sum(-1).mean(0))
 
 
 def test_labels_of_another_shape_are_refused():
