@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_equiv.groups.group import GroupElement
+from lightning_equiv.groups.group import AlgebraElement, Group, GroupElement
 from lightning_equiv.groups.product import as_group
 from lightning_equiv.symmetry.call import BoundCall, BoundTree
 from lightning_equiv.symmetry.symmetry import Symmetry
@@ -66,6 +66,7 @@ def equivariance_losses(
     generator: torch.Generator,
     labelled: Collection[str] | None = None,
     f_x: BoundTree | None = None,
+    near: float | None = None,
 ) -> dict[str, Tensor]:
     """mean_i l( f(g_i x_i), g_i y_i ) of each output that is compared, by its dotted name.
 
@@ -80,11 +81,16 @@ def equivariance_losses(
         generator: whose random numbers.
         labelled: the outputs that are compared; None compares all.
         f_x: the output for the unmoved inputs, where f(g x) must have a gradient as that has.
+        near: the length of elements near the identity, exp(near A) with |A| = 1, in the place of uniform ones.
 
     Raises:
         NoGradientError: f(x) has a gradient and f(g x) has none.
     """
-    g = as_group(symmetry.group).sample(num_samples * call.num_inputs, generator=generator, device=call.device)
+    group, n = as_group(symmetry.group), num_samples * call.num_inputs
+    if near is None:
+        g = group.sample(n, generator=generator, device=call.device)
+    else:
+        g = nearby(group, near, n, generator=generator).to(call.device)
     f_gx, g_anchor = compare(network, call, g, anchor)
     pairs = {path: pair for path, pair in f_gx.pairs(g_anchor).items() if labelled is None or path in labelled}
     if f_x is not None:
@@ -96,6 +102,26 @@ def equivariance_losses(
                 "build its graph whenever it is in training mode and gradients are enabled (create_graph=self.training)"
             )
     return {path: distance(a, b.detach() if detach_target else b) for path, (a, b) in pairs.items()}
+
+
+def nearby(group: Group, length: float, n: int, *, generator: torch.Generator) -> GroupElement:
+    """n elements exp(length A) with |A| = 1, uniformly drawn: rotations by `length` radians about axes at random.
+
+    Of a group of rotations and translations A has parts of both, in radians and units of length.
+
+    Raises:
+        ValueError: a finite group, which has no element near the identity.
+
+    Examples:
+        >>> from lightning_equiv import SO3
+        >>> g = nearby(SO3(), 0.1, 5, generator=torch.Generator().manual_seed(0))
+        >>> torch.allclose(g.group.angle(g), torch.tensor(0.1, dtype=torch.float64))
+        True
+    """
+    if not group.dim:
+        raise ValueError(f"{group} is finite and has no elements near the identity: expected elements='haar'")
+    a = torch.randn(n, group.dim, generator=generator, dtype=torch.float64)
+    return AlgebraElement(group, (length * a / a.norm(dim=1, keepdim=True),)).exp()
 
 
 def as_distance(loss: str | Distance) -> Distance:

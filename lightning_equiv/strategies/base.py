@@ -202,6 +202,14 @@ class SymmetryCallback(L.Callback):
         place = attachment.draw_key or attachment.num_draws
         return derived_generator(type(self).__name__, self.name, self.seed, process_rank(), place)
 
+    def batch_number(self) -> int | None:
+        """Which batch of the run this is, counted from 0; None in a loop that calls no `update`."""
+        attachment = self._attached()
+        trainer = None if attachment.run is None else attachment.run()
+        if trainer is not None:
+            return trainer.fit_loop.epoch_loop.total_batch_idx
+        return None if attachment.draw_key is None else attachment.draw_key[1]
+
     def attach_early(self, module: L.LightningModule) -> None:
         """Attach now, or as soon as a lazily built model is there: before the optimizers and before DDP."""
         if not (is_overridden("configure_model", module) or is_overridden("setup", module)):

@@ -21,6 +21,7 @@ from lightning_equiv import REMUL, GroupAugmentation, SymmetryCallback, Symmetry
 from tests.strategies.cloned_by_hand import AnnealedByHand, ClonedByHand, Stretch, make_cloning
 from tests.strategies.recm_by_hand import RecmByHand, make_recm
 from tests.strategies.relaxed_by_hand import RelaxedByHand, make_relaxation
+from tests.strategies.remul_by_hand import DualByHand, EveryByHand, NearByHand, PartByHand
 from tests.strategies.toys import SYMMETRY, Plain, Task, draws, once, turn
 
 mse, l1 = nn.functional.mse_loss, nn.functional.l1_loss
@@ -219,6 +220,31 @@ CASES = {
             ),
             distributed=False,
             called_twice=A_LABEL,
+        ),
+        REMUL_CASE(
+            "remul, a third of the batch",
+            partial(REMUL, SYMMETRY, "net", weight=0.5, fraction=1 / 3),
+            PartByHand,
+            distributed=False,
+        ),
+        REMUL_CASE(
+            "remul, every second step",
+            partial(REMUL, SYMMETRY, "net", weight=0.5, every=2),
+            EveryByHand,
+            distributed=False,
+        ),
+        REMUL_CASE(
+            "remul, near the identity",
+            partial(REMUL, SYMMETRY, "net", weight=0.5, elements="near", angle=0.2),
+            NearByHand,
+            distributed=False,
+        ),
+        REMUL_CASE(
+            "remul, to a tolerance",
+            partial(REMUL, SYMMETRY, "net", balance="dual", tolerance=2.0),  # it warns of one that is not reached
+            DualByHand,
+            has_state=True,
+            doubled=2e-2,  # each process draws elements of its own, and the mean of ratios is not the ratio of means
         ),
         Case(
             "augmentation",

@@ -345,7 +345,7 @@ def test_wrong_names_and_targets(arguments: dict[str, Any], message: str) -> Non
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"balance": "auto"}, "'constant' or 'gradnorm', got 'auto'"),
+        ({"balance": "auto"}, "'constant', 'gradnorm' or 'dual', got 'auto'"),
         ({"loss": "huber"}, "'l1', 'mse'"),
         ({"weight": -1.0}, "at least 0"),
         ({"weight": float("nan")}, "at least 0"),

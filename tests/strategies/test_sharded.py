@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
@@ -18,9 +21,11 @@ from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 
 from lightning_equiv import REMUL, SymmetryCallback
 from tests.strategies.cases import CASES, Case, each_case
+from tests.strategies.sharded_trainer import LOSSES as IN_A_TRAINER
+from tests.strategies.sharded_trainer import RANKS, ROWS, STEPS
 from tests.strategies.toys import LR, SYMMETRY, Plain, Rows, assert_same, draws, trainer, weights
 
-RANKS, STEPS, ROWS = 2, 3, 4  # rows of a rank in a step
+ROOT = Path(__file__).parents[2]
 TIMEOUT = 60.0
 LOSSES = {name: case for name, case in CASES.items() if case.loss is not None}
 
@@ -132,6 +137,50 @@ def test_a_loss_on_a_sharded_network_is_the_loss_on_the_whole_one(case: Case, ho
 
 
 # ---- in a Trainer ----------------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def sharded_by_lightning(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which two processes of a Trainer with FSDP2 left their weights, of all cases in turn."""
+    if not hasattr(torch.cpu.Stream, "record_event"):
+        pytest.skip("torch 2.6 has FSDP2 for GPUs alone")
+    folder = tmp_path_factory.mktemp("sharded")
+    words = ["-m", "torch.distributed.run", "--nproc-per-node", str(RANKS), "--standalone"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+    run = subprocess.run(
+        [sys.executable, *words, "-m", "tests.strategies.sharded_trainer", str(folder)],
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=3 * TIMEOUT, check=False,
+    )  # fmt: skip
+    assert not run.returncode, run.stderr[-3000:]
+    return folder
+
+
+def by_hand_in_a_trainer(case: Case) -> Tensor:
+    """The same on one process; rows go to the ranks in turn."""
+    module, data = Plain(), Rows(STEPS * RANKS * ROWS)
+    optimizer = torch.optim.SGD(module.parameters(), lr=LR)
+    assert case.loss is not None
+    for i in range(STEPS):
+        optimizer.zero_grad()
+        for rank in range(RANKS):
+            rows = slice(rank + RANKS * ROWS * i, RANKS * ROWS * (i + 1), RANKS)
+            draw = draws(*case.key, 0, rank, (0, i))
+            (case.loss(module.net, data.x[rows], data.y[rows], draw) / RANKS).backward()
+        optimizer.step()
+    return weights(module)
+
+
+@pytest.mark.situation("FSDP2 in a Trainer, ModelParallelStrategy")
+@pytest.mark.parametrize("case", IN_A_TRAINER.values(), ids=IN_A_TRAINER)
+def test_a_trainer_shards_as_the_loss_on_the_whole_network(case: Case, sharded_by_lightning: Path) -> None:
+    start = weights(Plain())
+    saved = [torch.load(sharded_by_lightning / f"{case.name} {rank}.pt") for rank in range(RANKS)]
+    for one in saved:
+        assert one["kept"] < 0.7 * len(start), "nothing was sharded"
+        assert (one["weights"] - start).abs().max() > 1e-2, "nothing was trained"
+        assert_same(one["weights"], saved[0]["weights"])
+        if case.loss is not None:
+            assert_same(one["weights"], by_hand_in_a_trainer(case))
+
+
 def set_up(strategy: SymmetryCallback, sharding: type) -> None:
     run, module = trainer(strategy), Plain()
     run._accelerator_connector.strategy = object.__new__(sharding)  # a made one would look for its devices
@@ -152,9 +201,7 @@ def test_sharding_is_allowed_or_refused(case: Case, record_property: Any) -> Non
         else:
             with pytest.raises(RuntimeError, match=f"{case.kind} .*{sharding.__name__} shards"):
                 set_up(case.make(), sharding)
-    record_property(
-        "words", "allowed; run by hand only, as above" if case.sharded is None else f"refused: {case.sharded}"
-    )
+    record_property("words", "allowed; FSDP2 as above" if case.sharded is None else f"refused: {case.sharded}")
 
 
 @pytest.mark.parametrize("sharding", SHARDING)

@@ -8,35 +8,38 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_equiv._checks import check_number
+from lightning_equiv.groups.product import as_group
 from lightning_equiv.layers.hidden_parameters import own_parameters
-from lightning_equiv.metrics.comparison import Distance, as_distance, equivariance_losses
+from lightning_equiv.metrics.comparison import Distance, as_distance, equivariance_losses, nearby
+from lightning_equiv.representations.action import wide
 from lightning_equiv.strategies.base import SymmetryCallback
-from lightning_equiv.strategies.remul.gradnorm import gradnorm_weights
+from lightning_equiv.strategies.remul.balances import Balance, ConstantBalance, DualBalance, GradNormBalance
 from lightning_equiv.strategies.remul.labels import Targets, find_labels, weights_of
 from lightning_equiv.strategies.remul.second_pass import Losses, SecondPass
+from lightning_equiv.symmetry.call import TOTAL
 from lightning_equiv.symmetry.symmetry import Symmetry, as_symmetry
 from lightning_equiv.wiring.call_recorder import Call, CallRecorder
 from lightning_equiv.wiring.network import find_network
-from lightning_equiv.wiring.ranks import mean_over_ranks
 from lightning_equiv.wiring.training_step import StepHooks, wrap_training_step
 
 
 @dataclass
-class Balance:
-    """The weights of the two losses.
+class Parts:
+    """What REMUL has while it is attached.
 
     Attributes:
-        weights: (2,) alpha and beta.
+        balance: the weights of the two losses.
         second_pass: runs the network again.
-        first_losses: (2,) both losses of the first step where they are finite, for GradNorm.
+        number: of the step, counted from 0.
     """
 
-    weights: Tensor
+    balance: Balance
     second_pass: SecondPass
-    first_losses: Tensor | None = None
+    number: int = -1
 
 
 class REMUL(SymmetryCallback):
@@ -47,19 +50,34 @@ class REMUL(SymmetryCallback):
         L_equi = mean_i l( f(g_i x_i), g_i f(x_i) )    prediction-anchored: no label needed
 
     with a fresh g_i for every sample and step. L_task is what `training_step` returns. The call of the network is
-    remembered while the user's own step runs, and only the network is run again: a second forward pass a step.
+    remembered while the user's own step runs, and only the network is run again: a second forward pass a step, of a
+    random `fraction` of the batch, or in one of `every` steps; its mean estimates L_equi without bias.
 
-    Constant weights: alpha = 1, beta = `weight`; try 0.01, 0.1, 1, 10, 100 on the validation set. Gradual weights
-    ("gradnorm"): GradNorm on the last layer's weights keeps both tasks learning at one rate; alpha + beta = 2.
+    How beta is set (alpha = 1 unless said otherwise):
 
-    Logs `remul/task_loss`, `remul/equivariance_loss`, `remul/task_weight`, `remul/equivariance_weight`.
+        "dual"       say how equivariant the network has to be, `tolerance`: L_task is minimised subject to a relative
+                     error |f(g x) - g f(x)| / |f(x)| of at most that, with beta its multiplier; see `DualBalance`
+        "constant"   beta = `weight`; try 0.01, 0.1, 1, 10, 100 on the validation set
+        "gradnorm"   GradNorm on the last layer's weights keeps both tasks learning at one rate; alpha + beta = 2
+
+    Logs `remul/task_loss`, `remul/equivariance_loss`, `remul/task_weight`, `remul/equivariance_weight`, and with a
+    tolerance `remul/equivariance_error`.
 
     Args:
         symmetry: says how a group element moves the network's inputs and outputs; labels move like outputs.
         network: dotted name of the sub-module that is meant, or "" for the LightningModule itself.
         weight: beta, in units of the task loss; with "gradnorm" the ratio beta / alpha to start from. Or one for each
             output, {"energy": 1.0, "forces": 100.0}: L_equi is their weighted sum, beta is 1, and each is logged.
-        balance: "constant" or "gradnorm".
+        balance: "constant", "gradnorm" or "dual".
+        tolerance: with "dual", the relative equivariance error that is allowed, such as 0.05. At the end of a training
+            that did not reach it a warning says what was in the way.
+        max_weight: with "dual", the largest beta, in units of the first task loss: where data contradict the symmetry
+            (a field, a forgotten input) beta would rise without end.
+        fraction: which part of the batch the second pass sees: a random part of its inputs (whole graphs), at least
+            one.
+        every: a second pass in one of so many steps, whose weight is as many times as large; the others are plain.
+        elements: "haar", uniform on the group, or "near": by `angle` from the identity, rotations by that many radians.
+        angle: of "near".
         target: where the label is: a key, an index or a path of these into the batch ("y", 1, ["labels", "y"]), or a
             callable from the batch. Of nested outputs it may hold some; a dict says where each is, {"energy": "y",
             "forces": ["labels", "dy"]}. Outputs without a label are not compared. None anchors on the prediction.
@@ -106,7 +124,13 @@ class REMUL(SymmetryCallback):
         network: str = "",
         *,
         weight: float | dict[str, float] = 1.0,
-        balance: Literal["constant", "gradnorm"] = "constant",
+        balance: Literal["constant", "gradnorm", "dual"] = "constant",
+        tolerance: float | None = None,
+        max_weight: float = 10.0,
+        fraction: float = 1.0,
+        every: int = 1,
+        elements: Literal["haar", "near"] = "haar",
+        angle: float = 0.1,
         target: Targets | None = None,
         loss: Literal["mse", "l1", "cross_entropy"] | Distance = "mse",
         num_samples: int = 1,
@@ -119,48 +143,84 @@ class REMUL(SymmetryCallback):
         name: str = "remul",
     ) -> None:
         super().__init__(name=name, seed=seed)
-        if balance not in ("constant", "gradnorm"):
-            raise ValueError(f"expected balance to be 'constant' or 'gradnorm', got {balance!r}")
+        if balance not in ("constant", "gradnorm", "dual"):
+            raise ValueError(f"expected balance to be 'constant', 'gradnorm' or 'dual', got {balance!r}")
+        if (balance == "dual") != (tolerance is not None):
+            raise ValueError(
+                f"balance='dual' goes with a tolerance, the relative equivariance error that is allowed, "
+                f"REMUL(..., balance='dual', tolerance=0.05), got balance={balance!r}, tolerance={tolerance!r}"
+            )
+        check_number("tolerance", tolerance, above=0, optional=True)
+        check_number("max_weight", max_weight, above=0)
+        if elements not in ("haar", "near"):
+            raise ValueError(f"expected elements to be 'haar' or 'near', got {elements!r}")
+        check_number("angle", angle, above=0)
+        check_number("fraction", fraction, above=0, most=1)
+        check_number("every", every, least=1, whole=True)
         check_number("num_samples", num_samples, least=1, whole=True)
         weights = {f"weight[{k!r}]": w for k, w in weight.items()} if isinstance(weight, dict) else {"weight": weight}
         for key, value in (*weights.items(), ("gradnorm_gamma", gradnorm_gamma), ("gradnorm_lr", gradnorm_lr)):
             check_number(key, value, least=0)
+        if balance == "dual" and (target is not None or loss != "mse" or weight != 1.0):
+            raise ValueError(
+                "balance='dual' holds the relative distance of f(g x) from g f(x) to a tolerance: expected it without "
+                "target, loss and weight, which say what else is compared and how it is weighed"
+            )
         self.symmetry, self.network, self.weight, self.balance = as_symmetry(symmetry), network, weight, balance
+        self.tolerance, self.max_weight, self.fraction, self.every = tolerance, max_weight, fraction, every
+        self.elements, self.angle = elements, angle
+        if elements == "near":
+            nearby(as_group(self.symmetry.group), angle, 1, generator=torch.Generator())  # which a finite group refuses
         self.target, self.num_samples, self.detach_target = target, num_samples, detach_target
         self.distance, self.of_classes = as_distance(loss), loss == "cross_entropy"
         if self.of_classes and target is None:
             raise ValueError("loss='cross_entropy' expects class labels: say `target`, or loss='mse' between logits")
         self.freeze_stochastic, self.last_layer = freeze_stochastic, last_layer
         self.gradnorm_gamma, self.gradnorm_lr = gradnorm_gamma, gradnorm_lr
-        self.works_sharded = balance == "constant"  # GradNorm looks at the last weights
+        self.works_sharded = balance != "gradnorm"  # which looks at the last weights
 
-    def _attach(self, module: L.LightningModule, undo: ExitStack) -> Balance:
+    def _attach(self, module: L.LightningModule, undo: ExitStack) -> Parts:
         """Record the network's calls and wrap `training_step`."""
         network = find_network(module, self.network)
-        shared = self._shared_weights(network) if self.balance == "gradnorm" else None
+        balance = self._make_balance(network)
         recorder = CallRecorder(network)
         undo.callback(recorder.remove)
 
         second_pass = SecondPass(module, self.freeze_stochastic)
 
         def before(batch: Any) -> Any:
-            recorder.start()
-            second_pass.start()
+            number, parts = self.batch_number(), self._parts
+            parts.number = parts.number + 1 if number is None else number
+            if self._has_second_pass():
+                recorder.start()
+                second_pass.start()
             return batch
 
         def after(batch: Any, task_loss: Tensor) -> Tensor:
-            return self._total(module, network, shared, batch, task_loss, recorder.stop())
+            if not self._has_second_pass():
+                return task_loss
+            return self._total(module, network, batch, task_loss, recorder.stop())
 
         undo.callback(wrap_training_step(module, StepHooks(before=before, after=after, skipped=recorder.stop)))
+        return Parts(balance, second_pass)
+
+    def _make_balance(self, network: nn.Module) -> Balance:
+        if self.tolerance is not None:
+            return DualBalance(self.tolerance, self.max_weight)
         weight = 1.0 if isinstance(self.weight, dict) else float(self.weight)
-        scale = 1.0 if self.balance == "constant" else 2 / (1 + weight)
-        return Balance(torch.tensor([1.0, weight]) * scale, second_pass)
+        if self.balance == "constant":
+            return ConstantBalance(weight * self.every)
+        return GradNormBalance(weight, self._shared_weights(network), self.gradnorm_gamma, self.gradnorm_lr)
+
+    def _has_second_pass(self) -> bool:
+        """Whether the network is run again in this step."""
+        second: bool = self._parts.number % self.every == 0
+        return second
 
     def _total(
         self,
         module: L.LightningModule,
         network: nn.Module,
-        shared: Tensor | None,
         batch: Any,
         task_loss: Tensor,
         calls: list[Call],
@@ -184,8 +244,8 @@ class REMUL(SymmetryCallback):
                 "write `x = x + 1` in the place of `x += 1`, or call the network with a copy, `self.net(x.clone())`"
             )
         generator = self.generator()
-        balance: Balance = self._parts
-        terms = balance.second_pass(lambda: self._losses(network, calls, batch, generator.clone_state()))
+        parts: Parts = self._parts
+        terms = parts.second_pass(lambda: self._losses(network, calls, batch, generator.clone_state()))
         equivariance = torch.stack(list(terms.values())).sum()
         trained = equivariance.requires_grad or not any(p.requires_grad for p in network.parameters())
         if torch.is_grad_enabled() and not trained:
@@ -194,13 +254,11 @@ class REMUL(SymmetryCallback):
                 f"network={self.network!r} that depend on its weights with a gradient; a network that differentiates "
                 "inside must build its graph (create_graph=True), and nothing may be detached"
             )
-        losses_ = torch.stack([task_loss, equivariance])
-        weights = balance.weights = balance.weights.to(losses_.device)
-        total = (weights.to(losses_.dtype) * losses_).sum()
-        if shared is not None:
-            self._gradnorm(balance, losses_, shared)
-        values = dict(zip(("task_loss", "equivariance_loss"), losses_.detach().unbind(), strict=True))
-        values |= dict(zip(("task_weight", "equivariance_weight"), weights.unbind(), strict=True))
+        losses = torch.stack([task_loss, equivariance])
+        total = parts.balance.total(losses)
+        values = dict(zip(("task_loss", "equivariance_loss"), losses.detach().unbind(), strict=True))
+        values |= parts.balance.logged()  # the weights of this step
+        parts.balance.update(losses)
         if isinstance(self.weight, dict):
             values |= {f"equivariance_loss/{path}": term.detach() for path, term in terms.items()}
         self.log_values(module, values, batch_size=self._batch_size)
@@ -221,39 +279,33 @@ class REMUL(SymmetryCallback):
         f_x, labels = bound.output(call.output), None
         if self.target is not None:
             labels = find_labels(batch, self.target, f_x, self.of_classes)
-        return equivariance_losses(
+        anchor = f_x if labels is None else bound.output(f_x.put(labels.get(t.path, t.x) for t in f_x.tensors))
+        if self.fraction < 1:
+            some = torch.randperm(bound.num_inputs, generator=generator)[: self._part_of(bound.num_inputs)]
+            bound, f_x, anchor = bound.take(some), f_x.take(some), anchor.take(some)
+        losses = equivariance_losses(
             network,
             bound,
             self.symmetry,
-            anchor=f_x if labels is None else bound.output(f_x.put(labels.get(t.path, t.x) for t in f_x.tensors)),
-            distance=self.distance,
+            anchor=anchor,
+            distance=self.distance if self.tolerance is None else _squared_distance,
             num_samples=self.num_samples,
             detach_target=self.detach_target or labels is not None,
             generator=generator,
             labelled=labels,
             f_x=f_x,
+            near=self.angle if self.elements == "near" else None,
         )
+        if self.tolerance is None:
+            return losses
+        # no gradient through |f(x)|^2: a larger output is no smaller error
+        norm = f_x.squared_norms(f_x.parts())[TOTAL].detach().sum() * self.num_samples * self.tolerance**2
+        tiny = torch.finfo(torch.float32).tiny
+        return {path: loss / norm.to(loss.dtype).clamp_min(tiny) for path, loss in losses.items()}
 
-    def _gradnorm(self, balance: Balance, losses: Tensor, shared: Tensor) -> None:
-        """One step of GradNorm on the weights, for the next batch."""
-        gradients = [torch.autograd.grad(loss, shared, retain_graph=True, allow_unused=True)[0] for loss in losses]
-        flat = torch.stack([torch.zeros_like(shared) if g is None else g for g in gradients]).flatten(1).float()
-        values = mean_over_ranks(torch.cat([flat, losses.detach().float()[:, None]], dim=1))
-        gradient_norms, values = values[:, :-1].norm(dim=1), values[:, -1]
-        finite = torch.isfinite(values).all() & torch.isfinite(gradient_norms).all()
-        if balance.first_losses is None:
-            if not bool(finite):
-                return
-            balance.first_losses = values
-        weights = gradnorm_weights(
-            balance.weights,
-            values,
-            balance.first_losses.to(values.device),
-            gradient_norms,
-            gamma=self.gradnorm_gamma,
-            lr=self.gradnorm_lr,
-        )
-        balance.weights = torch.where(finite & torch.isfinite(weights).all(), weights, balance.weights)
+    def _part_of(self, num_inputs: int) -> int:
+        """How many inputs the second pass sees: at least one."""
+        return max(1, round(self.fraction * num_inputs))
 
     def _shared_weights(self, network: nn.Module) -> Tensor:
         named = {name: p for name, p in own_parameters(network).items() if p.requires_grad}
@@ -272,12 +324,23 @@ class REMUL(SymmetryCallback):
         return matrices[-1]
 
     def own_state(self) -> dict[str, Any]:
-        """GradNorm's weights and first losses; constant weights have no state."""
-        if self.balance == "constant":
-            return {}
-        return {"weights": self._parts.weights, "first_losses": self._parts.first_losses}
+        """The state of weights that change; constant weights have none."""
+        state: dict[str, Any] = self._parts.balance.state()
+        return state
 
     def load_own_state(self, state: dict[str, Any]) -> None:
         """Go on from saved weights."""
-        if self.balance == "gradnorm":
-            self._parts.weights, self._parts.first_losses = state["weights"], state["first_losses"]
+        if self.balance != "constant":
+            self._parts.balance.load(state)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Say whether a tolerance was reached, and if not what was in the way."""
+        super().on_train_end(trainer, pl_module)
+        balance = self._parts.balance
+        if isinstance(balance, DualBalance) and (words := balance.verdict()):
+            rank_zero_warn(f"{type(self).__name__}: {words}")
+
+
+def _squared_distance(a: Tensor, b: Tensor) -> Tensor:
+    """Summed over everything, in float32 at least."""
+    return (wide(a) - wide(b)).square().sum()

@@ -1,0 +1,177 @@
+"""How REMUL weighs its two losses: constant weights, GradNorm, or dual ascent to a tolerance."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_equiv.groups.group import element_dtype
+from lightning_equiv.strategies.remul.gradnorm import gradnorm_weights
+from lightning_equiv.wiring.ranks import mean_over_ranks
+
+
+class Balance(ABC):
+    """The weights alpha and beta of the task loss and of the equivariance loss.
+
+    Attributes:
+        weights: (2,) alpha and beta.
+    """
+
+    weights: Tensor
+
+    @abstractmethod
+    def update(self, losses: Tensor) -> None:
+        """Set the weights for the next batch, from both losses (2,) of this one, with their gradients."""
+
+    def total(self, losses: Tensor) -> Tensor:
+        """alpha L_task + beta L_equi."""
+        self.weights = self.weights.to(losses.device)
+        return (self.weights.to(losses.dtype) * losses).sum()
+
+    def logged(self) -> dict[str, Tensor]:
+        """What there is to log beside the losses."""
+        return dict(zip(("task_weight", "equivariance_weight"), self.weights.unbind(), strict=True))
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run needs."""
+        return {}
+
+    def load(self, state: dict[str, Any]) -> None:  # noqa: B027 (constant weights have nothing to load)
+        """Go on from `state()`."""
+
+
+class ConstantBalance(Balance):
+    """Alpha = 1, beta as it was set.
+
+    Args:
+        weight: beta.
+    """
+
+    def __init__(self, weight: float) -> None:
+        self.weights = torch.tensor([1.0, weight])
+
+    def update(self, losses: Tensor) -> None:
+        """Nothing changes."""
+
+
+class GradNormBalance(Balance):
+    """Both tasks learn at one rate, see `gradnorm_weights`; alpha + beta = 2.
+
+    Args:
+        weight: beta / alpha to start from.
+        shared: the weights of the network at which GradNorm looks.
+        gamma: strength of the pull.
+        lr: step on the weights.
+    """
+
+    def __init__(self, weight: float, shared: Tensor, gamma: float, lr: float) -> None:
+        self.weights = torch.tensor([1.0, weight]) * 2 / (1 + weight)
+        self.shared, self.gamma, self.lr = shared, gamma, lr
+        self.first_losses: Tensor | None = None
+
+    def update(self, losses: Tensor) -> None:
+        """One step of GradNorm."""
+        gradients = [torch.autograd.grad(loss, self.shared, retain_graph=True, allow_unused=True)[0] for loss in losses]
+        flat = torch.stack([torch.zeros_like(self.shared) if g is None else g for g in gradients]).flatten(1).float()
+        values = mean_over_ranks(torch.cat([flat, losses.detach().float()[:, None]], dim=1))
+        gradient_norms, values = values[:, :-1].norm(dim=1), values[:, -1]
+        finite = torch.isfinite(values).all() & torch.isfinite(gradient_norms).all()
+        if self.first_losses is None:
+            if not bool(finite):
+                return
+            self.first_losses = values
+        first = self.first_losses.to(values.device)
+        weights = gradnorm_weights(self.weights, values, first, gradient_norms, gamma=self.gamma, lr=self.lr)
+        self.weights = torch.where(finite & torch.isfinite(weights).all(), weights, self.weights)
+
+    def state(self) -> dict[str, Any]:
+        return {"weights": self.weights, "first_losses": self.first_losses}
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.weights, self.first_losses = state["weights"], state["first_losses"]
+
+
+class DualBalance(Balance):
+    r"""The task loss is minimised subject to a relative equivariance error of at most a tolerance.
+
+        minimise L_task   subject to   e <= tolerance,     e^2 = |f(g x) - g f(x)|^2 / |f(x)|^2
+        L = L_task + beta e^2 / tolerance^2
+        e_s^2 <- (1 - smoothing) e_s^2 + smoothing e^2
+        log beta <- log beta + rate clip( log( e_s / tolerance ), -1, 1 )
+
+    beta >= 0 is the multiplier of the constraint, in units of the task loss. It ascends in its logarithm, so that one
+    rate serves task losses of any size: beta may need to be a millionth or a hundred of them. It stays between
+    `_LEAST` and `most` of the first task losses.
+
+    Args:
+        tolerance: of e.
+        most: largest beta, in units of the first task loss.
+    """
+
+    rate, smoothing = 0.03, 0.05
+    start, least = 1e-3, 1e-6  # beta in units of the first task loss
+    first_steps = 10  # over which the first task loss is averaged
+
+    def __init__(self, tolerance: float, most: float) -> None:
+        self.tolerance, self.most = tolerance, most
+        self.weights = torch.tensor([1.0, 0.0])
+        self.values = torch.zeros(4)  # e_s^2, first task loss, log( beta / first task loss ), steps
+
+    def update(self, losses: Tensor) -> None:
+        """One step of dual ascent."""
+        dtype = element_dtype(losses.device)
+        task, error = mean_over_ranks(losses.detach().to(dtype)).unbind()  # error: e^2 / tolerance^2
+        values = self.values.to(losses.device, dtype)
+        square, scale, log_beta, steps = values.unbind()
+        finite = torch.isfinite(task) & torch.isfinite(error)
+        first = steps < self.first_steps
+        new_square = torch.where(steps == 0, error, square + self.smoothing * (error - square))
+        new_scale = torch.where(first, scale + (task.abs() - scale) / (steps + 1), scale)
+        log_start = torch.full_like(log_beta, self.start).log()
+        ascent = self.rate * (new_square.log() / 2).clamp(-1, 1)
+        moved = (torch.where(steps == 0, log_start, log_beta) + ascent).clamp(
+            torch.full_like(log_beta, self.least).log(), torch.full_like(log_beta, self.most).log()
+        )
+        new = torch.stack([new_square, new_scale, moved, steps + 1])
+        self.values = torch.where(finite, new, values)
+        beta = self.values[2].exp() * self.values[1]
+        self.weights = torch.stack([torch.ones_like(beta), torch.where(self.values[3] > 0, beta, 0.0)])
+
+    @property
+    def error(self) -> Tensor:
+        """e_s, the smoothed relative error."""
+        return self.values[0].sqrt() * self.tolerance
+
+    def logged(self) -> dict[str, Tensor]:
+        return {**super().logged(), "equivariance_error": self.error}
+
+    def state(self) -> dict[str, Any]:
+        return {"weights": self.weights, "values": self.values}
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.weights, self.values = state["weights"], state["values"]
+
+    def verdict(self) -> str:
+        """What there is to say at the end of a training that did not reach its tolerance; "" where it did."""
+        if not bool(self.values[3]):
+            return ""
+        error, share = float(self.error), float(self.values[2].exp())
+        if error <= _REACHED * self.tolerance:
+            return ""
+        words = f"the relative equivariance error is {error:.3g} at the end, above the tolerance of {self.tolerance:g}"
+        if share >= 0.99 * self.most:
+            return (
+                f"{words}, with the largest weight that max_weight={self.most:g} allows: the data (or the network) "
+                "speak against the symmetry, which a field, a label in another frame or a forgotten input breaks. Look "
+                "at lightning_equiv.audit(...), raise the tolerance, or raise max_weight if you know better"
+            )
+        return (
+            f"{words}, and the weight was still rising ({share:.2g} of the first task loss): train longer, or from a "
+            "larger learning rate"
+        )
+
+
+_REACHED = 1.2  # times the tolerance
