@@ -32,6 +32,9 @@ _PRODUCT_DEGREE = (
     3  # up to here one matmul on all products beats the two-sided form: 3 x faster at l = 2, even at l = 3
 )
 
+# Matrices of at most so many rows are multiplied entry by entry under torch.compile: inductor unrolls sums of 8 terms.
+_UNROLLED = 7
+
 # Rows at a time on the CPU where no graph is kept: the blocks stay in the cache and fresh pages are touched once.
 _CHUNK = 256
 
@@ -239,7 +242,10 @@ def _multiply(matrices: Tensor, x: Tensor, mul: int, dim: int) -> Tensor:
     size = matrices.shape[-1]
     before, after = mul * math.prod(x.shape[1:dim]), math.prod(x.shape[dim + 1 :])
     matrices, wide = matrices.to(product_dtype(x.dtype)), x.to(product_dtype(x.dtype))
-    if after == 1:
+    if size <= _UNROLLED and torch.compiler.is_compiling():
+        # Fused with what stands around it, and the product is never stored: up to 1.4 x faster than a compiled bmm.
+        y = (matrices[:, None, :, :, None] * wide.reshape(x.shape[0], before, 1, size, after)).sum(3)
+    elif after == 1:
         # Batched matmul of the raw block: on the CPU 4 x faster than sums over strided components, 20 x than an einsum.
         rows = wide.reshape(x.shape[0], before, size)
         y = torch.bmm(rows, matrices.mT.expand(x.shape[0], size, size))

@@ -280,6 +280,37 @@ def test_vmap_jvp_and_compile():
     torch.testing.assert_close(compiled(matrix, x[0]), expected[0])
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
+@pytest.mark.parametrize("dim", [-1, 1])
+def test_compiled_it_is_entry_by_entry_and_the_same(dim, dtype):
+    torch._dynamo.reset()
+    irreps = o3.Irreps(MIXED) + o3.Irreps("2x4e+4o")  # the last ones are too large to be unrolled
+    matrix = improper(random_rotations(5))
+    x = features(10, irreps).reshape(5, 2, -1).movedim(-1, dim).contiguous().to(dtype)
+    w = normal(*x.shape, seed=1).to(dtype)
+    compiled = torch.compile(rotate_irreps, fullgraph=True, backend="aot_eager")
+    pairs = []
+    for rotate in (compiled, rotate_irreps):
+        leaf = x.clone().requires_grad_()
+        y = rotate(matrix, leaf, str(irreps), dim)
+        pairs.append((y.detach(), torch.autograd.grad((w * y).sum(), leaf)[0]))
+    for ours, eager in zip(*pairs, strict=True):
+        assert ours.dtype == dtype
+        torch.testing.assert_close(ours, eager, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
+    expected = torch.einsum("bij,b...j->b...i", dense(matrix, irreps), x.double().movedim(dim, -1)).movedim(-1, dim)
+    atol = max(TOLERANCE[dtype], 2e-6)  # e3nn's own matrices of degree 4
+    torch.testing.assert_close(pairs[0][0].double(), expected, atol=atol, rtol=atol)
+
+
+@pytest.mark.slow
+def test_compiled_to_machine_code_it_is_the_same():
+    torch._dynamo.reset()
+    matrix, x = improper(random_rotations(5)), features(5, MIXED, dtype=torch.float32)
+    compiled = torch.compile(rotate_irreps, fullgraph=True)
+    expected = rotate_irreps(matrix, x, MIXED)
+    torch.testing.assert_close(compiled(matrix, x, MIXED), expected, atol=1e-5, rtol=1e-5)
+
+
 def test_constants_survive_the_context_they_are_made_in():
     # In a fresh process: nothing has been cached.
     script = """
