@@ -10,7 +10,15 @@ import torch
 from torch import Tensor
 
 from lightning_equiv._checks import check_number
-from lightning_equiv.groups.group import AlgebraElement, Device, Group, GroupElement, Irreducible, element_dtype
+from lightning_equiv.groups.group import (
+    AlgebraElement,
+    Device,
+    Group,
+    GroupElement,
+    Irreducible,
+    element_dtype,
+    moved_to,
+)
 from lightning_equiv.groups.product import register_group
 from lightning_equiv.groups.rotation import rotation_2d
 
@@ -115,7 +123,7 @@ class Cyclic(PolygonGroup):
 
     def kernels(self, g: GroupElement, highest: int) -> Tensor:
         modes = self.modes(g)
-        dims = torch.tensor([r.dim for r in self.irreducibles(highest)], device=g.device, dtype=modes.dtype)
+        dims = moved_to(torch.tensor([r.dim for r in self.irreducibles(highest)], dtype=modes.dtype), g.device)
         return dims[:, None] * modes  # 2 cos(m a) of a pair of modes +-m; 1 and (-1)^k
 
     def __str__(self) -> str:

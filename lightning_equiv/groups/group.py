@@ -192,6 +192,12 @@ class Group(ABC):
         return product
 
 
+def moved_to(x: Tensor, device: Device, dtype: torch.dtype | None = None) -> Tensor:
+    """`x.to(device, dtype)`, where the host does not wait for a GPU: an unpinned copy would make it wait."""
+    upload = device is not None and torch.device(device).type == "cuda" and x.device.type == "cpu"
+    return (x.pin_memory() if upload else x).to(device=device, dtype=dtype, non_blocking=upload)
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class _Batch:
     """A group and a batch of its coordinates; never changed after it is made."""
@@ -223,14 +229,10 @@ class _Batch:
             device: where to; None stays.
             dtype: precision of the real coordinates; whole-number coordinates (of finite groups) keep theirs.
         """
-
-        def move(c: Tensor) -> Tensor:
-            upload = device is not None and torch.device(device).type == "cuda" and c.device.type == "cpu"
-            if upload:
-                c = c.pin_memory()  # an unpinned copy would make the host wait for the device
-            return c.to(device=device, dtype=dtype if c.is_floating_point() else None, non_blocking=upload)
-
-        return replace(self, coordinates=tuple(move(c) for c in self.coordinates))
+        return replace(
+            self,
+            coordinates=tuple(moved_to(c, device, dtype if c.is_floating_point() else None) for c in self.coordinates),
+        )
 
     @property
     def device(self) -> torch.device:
@@ -257,7 +259,8 @@ class _Batch:
             )
         if d < space:
             matrix = torch.nn.functional.pad(matrix, (0, space - d, 0, space - d))
-            matrix[..., range(d, space), range(d, space)] = self._along_z
+            # no index by lists: these would be sent to the device, and the host would wait for it
+            matrix.diagonal(dim1=-2, dim2=-1)[..., d:].fill_(self._along_z)
         return matrix
 
     def translation_in(self, space: int) -> Tensor | None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_equiv._checks import check_number
-from lightning_equiv.groups.group import Group, GroupElement
+from lightning_equiv.groups.group import Group, GroupElement, moved_to
 from lightning_equiv.groups.parts import check_compact
 
 
@@ -155,7 +155,7 @@ def cycle_class(permutation: Tensor) -> Tensor:
     for cycles in partitions(n):
         fixed = [sum(length for length in cycles if k % length == 0) for k in range(1, n + 1)]
         classes.append(functools.reduce(lambda so_far, count: so_far * (n + 1) + count, fixed, 0))
-    known, order = torch.tensor(classes, device=key.device).sort()
+    known, order = moved_to(torch.tensor(classes), key.device).sort()
     return order[torch.searchsorted(known, key)]
 
 

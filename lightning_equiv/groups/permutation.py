@@ -10,7 +10,15 @@ import torch
 from torch import Tensor
 
 from lightning_equiv._checks import check_number
-from lightning_equiv.groups.group import AlgebraElement, Device, Group, GroupElement, Irreducible, element_dtype
+from lightning_equiv.groups.group import (
+    AlgebraElement,
+    Device,
+    Group,
+    GroupElement,
+    Irreducible,
+    element_dtype,
+    moved_to,
+)
 from lightning_equiv.groups.harmonics import cycle_class, partitions, symmetric_characters
 from lightning_equiv.groups.product import register_group
 
@@ -75,7 +83,7 @@ class Permutation(Group):
     def elements(self, *, device: Device = None) -> GroupElement:
         if self.n > _MOST_LISTED:
             raise ValueError(f"{self} has {self.order} elements, too many to list: draw some with `sample(n)` instead")
-        return GroupElement(self, (torch.tensor(list(itertools.permutations(range(self.n))), device=device),))
+        return GroupElement(self, (moved_to(torch.tensor(list(itertools.permutations(range(self.n)))), device),))
 
     def generators(self, *, device: Device = None) -> GroupElement:
         """A cycle through all places, and the exchange of the first two."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_equiv._checks import check_number
 from lightning_equiv._random import private_generator
-from lightning_equiv.groups.group import AlgebraElement, GroupElement, element_dtype
+from lightning_equiv.groups.group import AlgebraElement, GroupElement, element_dtype, moved_to
 from lightning_equiv.layers.choose import Layers
 from lightning_equiv.layers.layer import LayerFamily
 from lightning_equiv.metrics.derivative import Function, Method, directional_derivative
@@ -223,7 +223,7 @@ class _Sums:
         made = self.values.new_zeros(len(calls.layers))
         for _ in range(num_probes):
             z = [
-                torch.randn(y.shape, generator=generator, device=generator.device, dtype=y.dtype).to(device)
+                moved_to(torch.randn(y.shape, generator=generator, device=generator.device, dtype=y.dtype), device)
                 for y in outputs
             ]
             u = pulled_back(z)

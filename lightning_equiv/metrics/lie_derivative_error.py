@@ -96,8 +96,9 @@ class LieDerivativeError(SymmetryMetric):
             if part in grams:
                 self._add(self._of("gram", part), grams[part].sum(0))
                 self._add(self._of("norm", part), norms[part].sum())
-        counts = [float(inputs) if name == method else 0.0 for name in get_args(Method)]
-        self._add("methods", torch.tensor(counts, dtype=torch.float64))
+        counts = self._state("methods").clone()  # the number goes to the device with the addition, not as a copy
+        counts[get_args(Method).index(method)] += inputs
+        self._set("methods", counts)
 
     def compute(self) -> dict[str, Tensor]:
         """The figures over everything seen, by name; NaN, with a warning, before any update."""

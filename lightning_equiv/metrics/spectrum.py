@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_equiv._checks import check_number
-from lightning_equiv.groups.group import GroupElement
+from lightning_equiv.groups.group import GroupElement, moved_to
 from lightning_equiv.groups.harmonics import Harmonics, harmonics
 from lightning_equiv.groups.parts import embedded, linear_part
 from lightning_equiv.groups.product import as_group
@@ -151,7 +151,7 @@ def spectra(measurement: Measurement, num_samples: int | None, highest: int) -> 
     """The spectrum of every part of the output and of all together as "total", of a measurement."""
     if num_samples is None:
         nodes, weights = quadrature(_group(measurement.group), 2 * highest)
-        nodes, weights = nodes.to(measurement.device), weights.to(measurement.device)
+        nodes, weights = nodes.to(measurement.device), moved_to(weights, measurement.device)
         turned = orbit(measurement, measurement.elements(None, embedded(measurement.group, nodes)))
         return spectra_of(turned, nodes, highest, weights)
     n = measurement.num_inputs
