@@ -26,11 +26,14 @@ COMMANDS = {
     "benchmark_cloning.py": ["--csv", "{out}/cloning.csv"],
     "benchmark_wigner.py": ["--csv", "{out}/wigner.csv"],
     "benchmark_metrics.py": ["--csv", "{out}/metrics.csv"],
+    "benchmarks/gpu.py": ["--device", "cpu", "--csv", "{out}/gpu.csv"],
 }
 
 
 def test_every_example_has_a_row() -> None:
-    assert {path.name for path in (ROOT / "examples").glob("*.py")} == set(COMMANDS)
+    examples = ROOT / "examples"
+    scripts = [*examples.glob("*.py"), *examples.glob("benchmarks/*.py")]
+    assert {path.relative_to(examples).as_posix() for path in scripts} == set(COMMANDS)
 
 
 @pytest.mark.slow
