@@ -187,6 +187,7 @@ class REMUL(SymmetryCallback):
         undo.callback(recorder.remove)
 
         second_pass = SecondPass(module, self.freeze_stochastic)
+        undo.callback(second_pass.close)
 
         def before(batch: Any) -> Any:
             number, parts = self.batch_number(), self._parts
@@ -254,6 +255,7 @@ class REMUL(SymmetryCallback):
                 f"network={self.network!r} that depend on its weights with a gradient; a network that differentiates "
                 "inside must build its graph (create_graph=True), and nothing may be detached"
             )
+        parts.second_pass.follow(task_loss, equivariance)
         losses = torch.stack([task_loss, equivariance])
         total = parts.balance.total(losses)
         values = dict(zip(("task_loss", "equivariance_loss"), losses.detach().unbind(), strict=True))
