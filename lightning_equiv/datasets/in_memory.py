@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import lightning as L
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, SequentialSampler
 
 from lightning_equiv._checks import check_number
 
@@ -137,6 +137,20 @@ class ResumableLoader(DataLoader[Samples]):
     _seen = 0
     _loaded: dict[str, Any] | None = None
 
+    def __init__(
+        self,
+        dataset: Dataset[Samples],
+        batch_size: int | None = 1,
+        shuffle: bool | None = None,
+        sampler: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        ordered = sampler is None and not shuffle and kwargs.get("batch_sampler") is None
+        if type(sampler) is SequentialSampler or (ordered and not isinstance(dataset, IterableDataset)):
+            # Lightning tells it the epoch: a part of the batches may be the middle of an epoch, or all of it
+            sampler = _InOrder(dataset)  # type: ignore[arg-type]
+        super().__init__(dataset, batch_size, shuffle, sampler, **kwargs)
+
     @property
     def _epoch(self) -> int | None:
         return getattr(self.sampler, "epoch", None)
@@ -155,6 +169,15 @@ class ResumableLoader(DataLoader[Samples]):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._loaded = state
+
+
+class _InOrder(SequentialSampler):
+    """The rows in their order, in every epoch."""
+
+    epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
 
 
 class _Rows(Dataset[Samples]):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_equiv.layers.layer import Layer, wrong_size
+from lightning_equiv.wiring.recomputation import in_backward
 
 
 def make_branch(layer: Layer, kind: str, scale: float) -> nn.Module:
@@ -38,7 +39,8 @@ class Branch:
         inputs: what the layer was called with, detached, since listening began.
         calls: how often the layer ran while listening.
         ever_ran: whether it ever did.
-        level: (x, f(x)) -> theta of this very call while listening; None takes `theta`.
+        awaiting: whether the backward pass of what was listened to may run the layer again (gradient checkpointing).
+        level: (x, f(x)) -> theta of this very call while listening or awaiting; None takes `theta`.
         off: above 0, the layer is left alone whatever `active` says.
     """
 
@@ -47,6 +49,7 @@ class Branch:
     theta: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
     active: bool = False
     listening: bool = False
+    awaiting: bool = False
     inputs: list[Tensor] = field(default_factory=list)
     calls: int = 0
     ever_ran: bool = False
@@ -142,7 +145,7 @@ def attach_branch(branch: Branch) -> Callable[[], None]:
         x, f_x = tensors(branch.layer, args, kwargs, output)
         if not x.numel():
             return None  # a call without rows has nothing to relax, and counts nothing
-        if branch.listening:
+        if branch.listening and not in_backward():
             check_call(branch.layer, x, f_x)
             branch.calls += 1
             branch.ever_ran = True
@@ -150,7 +153,8 @@ def attach_branch(branch: Branch) -> Callable[[], None]:
                 branch.inputs.append(x.detach())
         if not branch.active:
             return None
-        theta = branch.level(x, f_x) if branch.level is not None and branch.listening else branch.theta
+        level = branch.level if branch.listening or branch.awaiting else None
+        theta = branch.theta if level is None else level(x, f_x)
         return relaxed(branch, theta, x, output)
 
     hook = branch.layer.module.register_forward_hook(relax, with_kwargs=True)

@@ -55,7 +55,7 @@ class ContextOfBackward:
         def enter(gradient: Tensor) -> None:
             self.close()
             self._open.enter_context(context())
-            torch.autograd.Variable._execution_engine.queue_callback(self.close)  # type: ignore[attr-defined]
+            torch.autograd.Variable._execution_engine.queue_callback(self.close)
 
         second.register_hook(enter)
         if first.requires_grad:

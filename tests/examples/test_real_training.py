@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -249,24 +250,58 @@ def test_remul_of_an_equivariant_network_with_e3nn_batch_norm() -> None:
 
 
 class Rerun(nn.Sequential):
+    """All but the first layer is run again in backward."""
+
+    reentrant = False
+
     def forward(self, x: Tensor) -> Tensor:
-        return checkpoint(super().forward, x, use_reentrant=False)
+        first, *others = self
+        return checkpoint(
+            lambda h: functools.reduce(lambda h, f: f(h), others, h), first(x), use_reentrant=self.reentrant
+        )
 
 
-@fault("what is run again in backward is not what ran: theta without its gradient; dropout that had been frozen")
-@pytest.mark.parametrize("make", [recm, lambda: REMUL(SYMMETRY, "net")])
-def test_gradient_checkpointing(make: Make) -> None:
-    plain, checkpointed = (
-        Plain(kind(*make_net(), nn.Dropout(0.2), nn.Linear(3, 3))) for kind in (nn.Sequential, Rerun)
-    )
-    checkpointed.load_state_dict(plain.state_dict())
-    for module in (plain, checkpointed):
+class Reentrant(Rerun):
+    reentrant = True
+
+
+class OwnDropout(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.dropout(x, 0.2, self.training)
+
+
+@pytest.mark.parametrize("noise", [nn.Dropout(0.2), OwnDropout()], ids=["module", "function"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: [REMUL(SYMMETRY, "net")],
+        lambda: [REMUL(SYMMETRY, "net", freeze_stochastic=False)],
+        lambda: [REMUL(SYMMETRY, "net"), REMUL(SYMMETRY, "net", target=1, num_samples=2, name="second")],
+        lambda: [REMUL(SYMMETRY, "net", balance="gradnorm")],
+        lambda: [relax()],
+        lambda: [recm()],
+        lambda: [recm(), REMUL(SYMMETRY, "net")],
+        lambda: [REMUL(SYMMETRY, "net", balance="gradnorm"), recm()],
+    ],
+    ids=["remul", "unfrozen", "two", "gradnorm", "relax", "recm", "recm_remul", "gradnorm_recm"],
+)
+def test_gradient_checkpointing(make: Make, noise: nn.Module) -> None:
+    """What backward runs again is what ran: dropout, batch norm and theta as they were."""
+    kinds = (nn.Sequential, Rerun, Reentrant)
+    modules = [Plain(kind(*make_net(), noise, nn.BatchNorm1d(3), nn.Linear(3, 3))) for kind in kinds]
+    for module in modules[1:]:
+        module.load_state_dict(modules[0].state_dict())
+    for module in modules:
         torch.manual_seed(0)
-        fit(module, make())
-    torch.testing.assert_close(weights(checkpointed), weights(plain))
+        strategies = make()
+        if type(module.net) is Reentrant and getattr(strategies[0], "balance", "") == "gradnorm":
+            with pytest.raises(RuntimeError, match="write use_reentrant=False"):
+                fit(module, *strategies)
+            continue
+        fit(module, *strategies, precision="64-true", accumulate_grad_batches=2, max_epochs=2)
+        torch.testing.assert_close(weights(module), weights(modules[0]), rtol=1e-9, atol=1e-11)
 
 
-@fault("a compiled backward gives its buffers away, and GradNorm keeps the graph")
 def test_gradnorm_of_a_compiled_network() -> None:
     torch._dynamo.reset()
     plain, compiled = Plain(), Plain(torch.compile(make_net(), backend="aot_eager"))
@@ -275,6 +310,17 @@ def test_gradnorm_of_a_compiled_network() -> None:
     assert_same(weights(compiled), weights(plain))
 
 
-@fault("a sampler without epochs seems to be in the epoch that ended")
-def test_a_part_of_an_ordered_data_set_resumes(tmp_path: Path) -> None:
-    assert_resumes(tmp_path, 6, list, limit_train_batches=3)
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
+@pytest.mark.parametrize("step", [4, 6])
+@pytest.mark.parametrize("limit", [{"limit_train_batches": 3}, {"overfit_batches": 3}], ids=str)
+def test_a_part_of_an_ordered_data_set_resumes(limit: dict[str, Any], step: int, tmp_path: Path) -> None:
+    assert_resumes(tmp_path, step, list, **limit)
+
+
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
+@pytest.mark.filterwarnings("ignore:You requested to overfit but enabled train dataloader shuffling")
+@pytest.mark.parametrize("step", [4, 6])
+def test_overfitting_a_part_resumes(step: int, tmp_path: Path) -> None:
+    whole = fit_charged(tmp_path, "both", overfit_batches=3)
+    again = fit_charged(tmp_path, "both", tmp_path / f"step={step}.ckpt", overfit_batches=3)
+    assert torch.equal(weights(again), weights(whole))

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
-import torch
 from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor
@@ -27,7 +26,7 @@ from lightning_equiv.strategies.base import Target
 from lightning_equiv.strategies.branch_callback import BranchCallback, Branches, Evaluate
 from lightning_equiv.strategies.recm.critic import LipschitzCritic, draw_elements
 from lightning_equiv.strategies.recm.kept_layers import KeptLayers, check_finite, check_names, without_branches
-from lightning_equiv.strategies.recm.recurrence import Recurrence, Step, commit
+from lightning_equiv.strategies.recm.recurrence import Recurrence, Step, commit, make_level
 from lightning_equiv.strategies.recm.report import format_report, layer_report, strict, too_short, write
 from lightning_equiv.strategies.recm.target import declared_target, read_target, target_size
 from lightning_equiv.symmetry.symmetry import Symmetry
@@ -197,7 +196,7 @@ class RECM(BranchCallback):
 
     def add_modules(self, branches: list[Branch], container: HiddenParameters) -> Recurrent:
         """Normalise the branches; u, w and a state for each."""
-        recurrences = {}
+        recurrences, module = {}, self._attached().module
         for b in branches:
             b.network = container[container_key(b.layer)] = normalised(b.network)
             dim = math.prod(b.layer.in_features or ()) + (self.target_size or math.prod(b.layer.out_features or ()))
@@ -206,7 +205,7 @@ class RECM(BranchCallback):
             recurrences[b.layer.name] = recurrence = Recurrence(
                 b, critic, self.target_representation, self.max_rows, self.start == "relaxed"
             )
-            b.level = self._make_level(recurrence)
+            b.level = make_level(recurrence, module, lambda: self._recurrent.now)
             b.active = True
         return Recurrent(recurrences, self.gain)
 
@@ -242,6 +241,7 @@ class RECM(BranchCallback):
 
     def commit(self) -> None:
         """h <- (1 - b) h + b s, once for every optimizer step, on all processes together."""
+        self._await(awaiting=False)
         commit(self._recurrent.recurrences.values(), self._recurrent.gain)
 
     def penalty(self, module: L.LightningModule) -> Tensor:
@@ -256,23 +256,20 @@ class RECM(BranchCallback):
     # ---- a training step -----------------------------------------------------------------------------------------
     def _ready(self, batch: Any) -> None:
         recurrent, device = self._recurrent, self.branches[0].theta.device
+        self._await(awaiting=False)  # of a step without a backward pass
         elements = draw_elements(self.group, self.num_samples, self.max_rows, self.generator, device)
         recurrent.now = Step(recurrent.gain, None if self.target is None else read_target(self.target, batch), elements)
         super()._ready(batch)
 
     def _done(self) -> None:
         super()._done()
-        self._recurrent.now = None
+        self._await(awaiting=True)
 
-    def _make_level(self, recurrence: Recurrence) -> Callable[[Tensor, Tensor], Tensor]:
-        def level(x: Tensor, f_x: Tensor) -> Tensor:
-            now = self._recurrent.now
-            assert now is not None
-            with torch.autocast(x.device.type, enabled=False):
-                return recurrence.level(now, x, f_x)
-
-        disabled: Callable[[Tensor, Tensor], Tensor] = torch.compiler.disable(level)  # a break in a compiled graph
-        return disabled
+    def _await(self, awaiting: bool) -> None:
+        for recurrence in self.recurrences.values():
+            recurrence.await_backward(awaiting)
+        if not awaiting:
+            self._recurrent.now = None
 
     # ---- Lightning's hooks ---------------------------------------------------------------------------------------
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -299,6 +296,10 @@ class RECM(BranchCallback):
                     self._project()
 
         self._stage_undo.callback(override(pl_module, "on_load_checkpoint", on_load_checkpoint))
+
+    def on_after_backward(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Nothing runs again for this step."""
+        self._await(awaiting=False)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int

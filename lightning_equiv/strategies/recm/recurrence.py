@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_equiv.groups.group import element_dtype
 from lightning_equiv.layers.branch import Branch
@@ -20,7 +20,9 @@ from lightning_equiv.strategies.recm.critic import (
     violation,
 )
 from lightning_equiv.strategies.recm.target import target_rows
+from lightning_equiv.wiring.evaluation import set_flag
 from lightning_equiv.wiring.ranks import mean_over_ranks
+from lightning_equiv.wiring.recomputation import in_backward, in_extra_pass
 
 
 @dataclass
@@ -64,9 +66,32 @@ class Recurrence:
         self.squares = torch.full_like(w[:1].expand(2), torch.nan)
         self.first: Tensor | None = None
         self.pending: list[tuple[Tensor, Tensor]] = []
+        self._held: list[nn.Module] = []
 
-    def level(self, step: Step, x: Tensor, f_x: Tensor) -> Tensor:
-        """theta of one call of the layer, from the state that this call would leave."""
+    def hold(self) -> None:
+        """Divide the branch by its norm as it was estimated last, without a further step of the power iteration."""
+        for module in getattr(self.branch.network, "parametrizations", nn.ModuleDict()).modules():
+            if module.training:
+                self._held.append(module)
+                set_flag(module, training=False)
+
+    def await_backward(self, awaiting: bool) -> None:
+        """Whether the backward pass of this step is still to come; with it ends what `hold` has begun."""
+        self.branch.awaiting = awaiting
+        if not awaiting:
+            for module in self._held:
+                set_flag(module, training=True)
+            self._held = []
+
+    def level(self, step: Step, x: Tensor, f_x: Tensor, again: bool = False) -> Tensor:
+        """theta of one call of the layer, from the state that this call would leave.
+
+        Args:
+            step: that is running.
+            x: of the layer.
+            f_x: what it made of it.
+            again: backward runs again what was called before: nothing is remembered.
+        """
         x_rows = feature_rows(self.branch, x, "in")
         count = len(x_rows.values)
         if step.y is None:
@@ -82,9 +107,10 @@ class Recurrence:
             self.first = finite(squares, torch.ones_like(squares))
         scales = finite(self.squares.to(squares), self.first)
         s = violation(self.critic, x_rows, y_rows, step.draw(count), scales)
-        self.pending.append((s.detach(), squares))
         theta = self.critic.direction().to(s) @ torch.lerp(self.h.to(s), s, step.gain)
-        self.branch.theta = theta.detach()
+        if not again:
+            self.pending.append((s.detach(), squares))
+            self.branch.theta = theta.detach()
         return theta
 
     def sums(self) -> Tensor:
@@ -122,6 +148,30 @@ class Recurrence:
         """Go on from a checkpoint."""
         self.h, self.squares, self.first, self.pending = state["h"].clone(), state["squares"].clone(), None, []
         self.read()
+
+
+def make_level(
+    recurrence: Recurrence, module: nn.Module, now: Callable[[], Step | None]
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """(x, f(x)) -> theta of a call: of the step that runs, or that backward runs again; else that of the state.
+
+    Args:
+        recurrence: of the layer.
+        module: the LightningModule.
+        now: gives the step, until its backward pass is over.
+    """
+
+    def level(x: Tensor, f_x: Tensor) -> Tensor:
+        step, again = now(), in_backward()
+        if step is None or not (recurrence.branch.listening or (again and not in_extra_pass(module))):
+            return recurrence.branch.theta
+        if again or recurrence.branch.calls > 1:
+            recurrence.hold()  # one norm for all calls of a step, so that those that backward runs again have it, too
+        with torch.autocast(x.device.type, enabled=False):
+            return recurrence.level(step, x, f_x, again)
+
+    disabled: Callable[[Tensor, Tensor], Tensor] = torch.compiler.disable(level)  # a break in a compiled graph
+    return disabled
 
 
 def commit(recurrences: Iterable[Recurrence], gain: float) -> None:

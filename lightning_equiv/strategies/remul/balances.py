@@ -75,6 +75,12 @@ class GradNormBalance(Balance):
     def update(self, losses: Tensor) -> None:
         """One step of GradNorm."""
         gradients = [torch.autograd.grad(loss, self.shared, retain_graph=True, allow_unused=True)[0] for loss in losses]
+        if gradients[1] is None:
+            raise RuntimeError(
+                "balance='gradnorm' finds no gradient of the equivariance loss at the weights it looks at, of shape "
+                f"{tuple(self.shared.shape)}: expected weights that the network uses, write last_layer='...'; inside "
+                "torch.utils.checkpoint.checkpoint write use_reentrant=False"
+            )
         flat = torch.stack([torch.zeros_like(self.shared) if g is None else g for g in gradients]).flatten(1).float()
         values = mean_over_ranks(torch.cat([flat, losses.detach().float()[:, None]], dim=1))
         gradient_norms, values = values[:, :-1].norm(dim=1), values[:, -1]

@@ -183,6 +183,8 @@ class REMUL(SymmetryCallback):
         """Record the network's calls and wrap `training_step`."""
         network = find_network(module, self.network)
         balance = self._make_balance(network)
+        if self.balance == "gradnorm":  # a compiled backward would give its buffers away after the first of two passes
+            undo.enter_context(torch._functorch.config.patch(donated_buffer=False))
         recorder = CallRecorder(network)
         undo.callback(recorder.remove)
 
