@@ -329,12 +329,36 @@ class BranchCallback(SymmetryCallback):
             self._attachment.evaluation_undo.close()
 
     def own_state(self) -> dict[str, Any]:
-        """The branches' weights."""
-        return {"branches": self._branches.container.own_state()}
+        """The branches' weights, and what weight averaging made of them, which its own state does not hold."""
+        container = self._branches.container
+        averages = [
+            {"is_saved_as_model": isinstance(callback, WeightAveraging), "branches": average.own_state()}
+            for callback, average in self._averages()
+        ]
+        return {"branches": container.own_state(), **({"averages": averages} if averages else {})}
 
     def load_own_state(self, state: dict[str, Any]) -> None:
-        """The branches' weights."""
-        self._branches.container.load_own_state(state["branches"])
+        """The branches' weights and averages; a new average begins from the weights."""
+        averages, saved = self._averages(), state.get("averages", [])
+        branches = state["branches"]
+        if not averages:  # the checkpoint's `state_dict` is the average, where there is one
+            branches = next((other["branches"] for other in saved if other["is_saved_as_model"]), branches)
+        self._branches.container.load_own_state(branches)
+        for i, (_, average) in enumerate(averages):
+            average.load_own_state(saved[i]["branches"] if i < len(saved) else branches)
+
+    def _averages(self) -> list[tuple[L.Callback, HiddenParameters]]:
+        """The callbacks of this run that average weights, each with its copy of the container."""
+        attachment, container = self._attached(), self._branches.container
+        trainer: Any = None if attachment.run is None else attachment.run()
+        place = next(name for name, m in attachment.module.named_modules() if m is container)
+        found = []
+        for callback in [] if trainer is None else trainer.callbacks:
+            model = getattr(callback, "_average_model", None)
+            averaged = dict(getattr(model, "module", model or nn.Module()).named_modules()).get(place)
+            if isinstance(averaged, HiddenParameters) and [*averaged] == [*container]:
+                found.append((callback, averaged))
+        return found
 
 
 def _measure(module: L.LightningModule, layers: list[Layer], declared: bool) -> list[Layer]:

@@ -13,7 +13,13 @@ import pytest
 import torch
 from e3nn import get_optimization_defaults, o3, set_optimization_defaults
 from e3nn import nn as enn
-from lightning.pytorch.callbacks import Checkpoint, EMAWeightAveraging, LambdaCallback, ModelCheckpoint
+from lightning.pytorch.callbacks import (
+    Checkpoint,
+    EMAWeightAveraging,
+    LambdaCallback,
+    ModelCheckpoint,
+    StochasticWeightAveraging,
+)
 from networks.e3nn_message_passing import E3nnMessagePassing
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -32,16 +38,12 @@ from lightning_equiv import (
 )
 from lightning_equiv.datasets import ChargedDataModule
 from lightning_equiv.datasets.in_memory import ResumableLoader
-from tests.strategies.toys import SYMMETRY, Plain, Rows, assert_same, error_of, loader, make_net, trainer, weights
+from tests.strategies.toys import LR, SYMMETRY, Plain, Rows, assert_same, error_of, loader, make_net, trainer, weights
 
 INPUTS = {"charges": Invariant(), "positions": "1o", "velocities": "1o"}
 Make = Callable[[], Any]
 CHARGED = Symmetry("O(3)", inputs=INPUTS, outputs="1o", batch={**INPUTS, "targets": "1o"})
 UPDATES, TOY = "net.layers.*.update", {"net.0": ("1o", "16x0e"), "net.2": ("16x0e", "1o")}
-
-
-def fault(reason: str) -> Any:
-    return pytest.mark.xfail(strict=True, reason=reason)
 
 
 def e3nn(seed: int = 0) -> nn.Module:
@@ -173,7 +175,7 @@ def test_a_network_that_differentiates_inside(make: Make, logged: str) -> None:
     assert values["equivariance_error"] == pytest.approx(float(metric.compute()), rel=1e-5)
 
 
-# ---- what users do besides; xfail: known limits, see docs/contract.md ------------------------------------------------
+# ---- what users do besides -------------------------------------------------------------------------------------------
 def test_recm_that_keeps_is_refused_in_forked_processes() -> None:
     with pytest.raises(RuntimeError, match=r"expected finalize='drop' there, or strategy='ddp'"):
         recm().setup(trainer(recm(), devices=2, strategy="ddp_fork"), Plain(), "fit")
@@ -206,9 +208,31 @@ def test_resumes_from_a_checkpoint_of_an_exception(make: Make, tmp_path: Path) -
     assert torch.equal(weights(resumed), weights(whole))
 
 
-@fault("the average of the branches is in no checkpoint")
-def test_recm_under_weight_averaging_resumes(tmp_path: Path) -> None:
-    assert_resumes(tmp_path, 10, lambda: [recm(), EMAWeightAveraging(decay=0.9)])
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
+@pytest.mark.parametrize(
+    ("average", "step"),
+    [
+        *((lambda: EMAWeightAveraging(decay=0.9), step) for step in (6, 10, 12)),
+        # by itself it resumes bit for bit in mid-epoch only, and with one learning rate
+        (lambda: StochasticWeightAveraging(swa_lrs=LR, swa_epoch_start=1, annealing_epochs=1), 10),
+    ],
+    ids=["ema-6", "ema-10", "ema-12", "swa"],
+)
+def test_recm_under_weight_averaging_resumes(average: Make, step: int, tmp_path: Path) -> None:
+    assert_resumes(tmp_path, step, lambda: [recm(), average()])
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks used to create the checkpoint")
+def test_the_averaged_branches_are_restored(tmp_path: Path) -> None:
+    """A checkpoint's weights are the average; so are the branches that are put to them."""
+    module, resumed, restored = Plain(), Plain(), Plain()
+    save = ModelCheckpoint(tmp_path, filename="{step}", save_top_k=-1, every_n_train_steps=1)
+    fit(module, recm(), EMAWeightAveraging(decay=0.9), save)
+    path = tmp_path / "step=18.ckpt"  # of the last step: its average is what training leaves
+    recm().restore(restored, torch.load(path, weights_only=True))
+    assert torch.equal(weights(restored), weights(module))
+    fit(resumed, recm(), ckpt_path=path)  # without averaging, and with nothing left to do
+    assert torch.equal(weights(resumed), weights(module))
 
 
 def test_recm_and_checkpoints_of_weights_only(tmp_path: Path) -> None:
