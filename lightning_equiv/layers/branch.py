@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_equiv.layers.layer import Layer, wrong_size
+from lightning_equiv.wiring.in_place import version
 from lightning_equiv.wiring.recomputation import in_backward
 
 
@@ -41,6 +42,7 @@ class Branch:
         ever_ran: whether it ever did.
         awaiting: whether the backward pass of what was listened to may run the layer again (gradient checkpointing).
         level: (x, f(x)) -> theta of this very call while listening or awaiting; None takes `theta`.
+        version: of the layer's input, before the call that runs; None in a compiled one.
         off: above 0, the layer is left alone whatever `active` says.
     """
 
@@ -54,6 +56,7 @@ class Branch:
     calls: int = 0
     ever_ran: bool = False
     level: Callable[[Tensor, Tensor], Tensor] | None = None
+    version: int | None = None
     off: int = 0
 
     def set_theta(self, value: float) -> None:
@@ -97,8 +100,15 @@ def tensors(layer: Layer, args: tuple[Any, ...], kwargs: dict[str, Any], output:
     return x, f_x
 
 
-def check_call(layer: Layer, x: Tensor, f_x: Tensor) -> None:
-    """ValueError unless the features of a call are as large as the branch was made for."""
+def check_call(branch: Branch, x: Tensor, f_x: Tensor) -> None:
+    """ValueError unless the features of a call are as large as the branch was made for, and x is what it was."""
+    layer = branch.layer
+    if branch.version is not None and version(x) != branch.version:
+        raise ValueError(
+            f"layer {layer.name!r} ({type(layer.module).__name__}) changes its input in place, and the branch would "
+            "see what is left of it: expected a layer that works on a copy, write x = 2 * x in the place of x *= 2, or "
+            "x = x.clone() before"
+        )
     for side, tensor, declared in (("in", x, layer.in_features), ("out", f_x, layer.out_features)):
         if (measured := layer.family.features(layer, tensor)) != declared:
             raise wrong_size(layer, side, declared, measured)
@@ -146,9 +156,9 @@ def attach_branch(branch: Branch) -> Callable[[], None]:
         if not x.numel():
             return None  # a call without rows has nothing to relax, and counts nothing
         if branch.listening and not in_backward():
-            check_call(branch.layer, x, f_x)
-            branch.calls += 1
             branch.ever_ran = True
+            check_call(branch, x, f_x)
+            branch.calls += 1
             if branch.active and branch.level is None:
                 branch.inputs.append(x.detach())
         if not branch.active:
@@ -157,11 +167,22 @@ def attach_branch(branch: Branch) -> Callable[[], None]:
         theta = branch.theta if level is None else level(x, f_x)
         return relaxed(branch, theta, x, output)
 
-    hook = branch.layer.module.register_forward_hook(relax, with_kwargs=True)
+    def note(called: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        branch.version = None
+        if branch.listening and not torch.compiler.is_compiling():
+            x = branch.layer.family.first_tensor(args, kwargs)
+            branch.version = None if x is None else version(x)
+
+    module = branch.layer.module
+    hooks = (
+        module.register_forward_pre_hook(note, with_kwargs=True),
+        module.register_forward_hook(relax, with_kwargs=True),
+    )
     _attached.set(_attached.get() | {branch})
 
     def detach() -> None:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
         _attached.set(_attached.get() - {branch})
 
     return detach

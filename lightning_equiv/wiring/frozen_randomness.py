@@ -10,13 +10,14 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
 from lightning_equiv.wiring.evaluation import changes_by_itself, modes, restore_modes, set_flag
+from lightning_equiv.wiring.in_place import version
 
 Versions = dict[int, tuple[Tensor, int]]
 
 
 def buffer_versions(network: nn.Module) -> Versions:
     """How often each buffer has been changed in place, to see later which ones a step moves."""
-    return {id(x): (x, _version(x)) for module in network.modules() for x in module._buffers.values() if x is not None}
+    return {id(x): (x, version(x)) for module in network.modules() for x in module._buffers.values() if x is not None}
 
 
 @contextmanager
@@ -76,7 +77,7 @@ def frozen_randomness(network: nn.Module, before: Versions, evaluate: bool = Fal
 def buffers_kept(network: nn.Module) -> Iterator[None]:
     """Inside, buffers that something has changed in place before are copies, which observers may move as they like."""
     held = [(module, name, x) for module in network.modules() for name, x in module._buffers.items() if x is not None]
-    copies = {id(x): x.clone() for _, _, x in held if _version(x)}
+    copies = {id(x): x.clone() for _, _, x in held if version(x)}
     try:
         for module, name, x in held:
             if id(x) in copies:
@@ -94,10 +95,6 @@ def has_running_statistics(module: nn.Module) -> bool:
     return any(name.startswith("running_") or name == "num_batches_tracked" for name in module._buffers)
 
 
-def _version(x: Tensor) -> int:
-    return 0 if x.is_inference() else x._version
-
-
 def _moved(x: Tensor, before: Versions) -> bool:
     """Whether a buffer was changed, or put there, since then."""
-    return id(x) not in before or _version(x) != before[id(x)][1]
+    return id(x) not in before or version(x) != before[id(x)][1]

@@ -348,3 +348,54 @@ def test_overfitting_a_part_resumes(step: int, tmp_path: Path) -> None:
     whole = fit_charged(tmp_path, "both", overfit_batches=3)
     again = fit_charged(tmp_path, "both", tmp_path / f"step={step}.ckpt", overfit_batches=3)
     assert torch.equal(weights(again), weights(whole))
+
+
+class HalvesItsInput(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.mul_(0.5))
+
+
+class HalvesACopy(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.clone().mul_(0.5))
+
+
+IN_PLACE: list[tuple[int, Make, str]] = [
+    (3, lambda: GroupAugmentation(SYMMETRY), ""),
+    (3, lambda: REMUL(SYMMETRY, "net"), r"was changed in place.*self.net\(x.clone\(\)\)"),
+    (3, lambda: REMUL(SYMMETRY, "net", target=1), "was changed in place"),
+    (16, lambda: REMUL(SYMMETRY, "net"), ""),
+    (3, relax, r"layer 'net.0' \(HalvesItsInput\) changes its input in place.*x = 2 \* x"),
+    (16, relax, "layer 'net.2'"),
+    (16, recm, "layer 'net.2'"),
+    (3, lambda: RECM(SYMMETRY, {"net.2": TOY["net.2"]}, target=1), ""),
+    (3, lambda: RECM(SYMMETRY, {"net.2": TOY["net.2"]}, target=0), "the target of shape .* was changed in place"),
+    (
+        3,
+        lambda: SymmetryCloning(make_net(), "net", symmetry=SYMMETRY, inputs=[(3,)], max_teacher_error=2.0),
+        "in place",
+    ),
+    (16, lambda: SymmetryCloning(make_net(1), "net", inputs=[0], mode="break", weight=1.0, tolerance=2.0), ""),
+]
+
+
+@pytest.mark.parametrize(("features", "make", "words"), IN_PLACE)
+def test_what_is_changed_in_place(features: int, make: Make, words: str) -> None:
+    """A layer that changes its input, the network's (3 features) or a hidden one (16): as on a copy, or refused."""
+    modules = []
+    for kind in (HalvesACopy, HalvesItsInput):
+        net = make_net()
+        place = {3: 0, 16: 2}[features]
+        layer = kind(features, net[place].out_features)
+        layer.load_state_dict(net[place].state_dict())
+        net[place] = layer
+        net[1] = nn.Softsign() if features == 3 else nn.Identity()  # Tanh needs its output in backward
+        modules.append(Plain(net))
+    strategies = [make(), make()]
+    fit(modules[0], strategies[0])
+    if words:
+        with pytest.raises((RuntimeError, ValueError), match=words):
+            fit(modules[1], strategies[1])
+    else:
+        fit(modules[1], strategies[1])
+        assert torch.equal(weights(modules[1]), weights(modules[0]))

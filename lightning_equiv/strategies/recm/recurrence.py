@@ -21,6 +21,7 @@ from lightning_equiv.strategies.recm.critic import (
 )
 from lightning_equiv.strategies.recm.target import target_rows
 from lightning_equiv.wiring.evaluation import set_flag
+from lightning_equiv.wiring.in_place import version
 from lightning_equiv.wiring.ranks import mean_over_ranks
 from lightning_equiv.wiring.recomputation import in_backward, in_extra_pass
 
@@ -33,11 +34,25 @@ class Step:
         gain: b.
         y: the target; None takes each layer's own output.
         draw: number of rows -> group elements for them.
+        version: of y when the step began.
     """
 
     gain: float
     y: Tensor | None
     draw: Callable[[int], Draw]
+    version: int = 0
+
+    def __post_init__(self) -> None:
+        self.version = 0 if self.y is None else version(self.y)
+
+    def check(self) -> None:
+        """RuntimeError where the target is not what it was."""
+        if self.y is not None and version(self.y) != self.version:
+            raise RuntimeError(
+                f"RECM: the target of shape {tuple(self.y.shape)} was changed in place in the step, and the layers "
+                "would see different ones: write `y = y - 1` in the place of `y -= 1`, or let the network, where the "
+                "target is its input, work on a copy, `self.net(x.clone())`"
+            )
 
 
 class Recurrence:
@@ -92,6 +107,7 @@ class Recurrence:
             f_x: what it made of it.
             again: backward runs again what was called before: nothing is remembered.
         """
+        step.check()
         x_rows = feature_rows(self.branch, x, "in")
         count = len(x_rows.values)
         if step.y is None:
