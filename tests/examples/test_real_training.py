@@ -326,6 +326,28 @@ def test_gradient_checkpointing(make: Make, noise: nn.Module) -> None:
         torch.testing.assert_close(weights(module), weights(modules[0]), rtol=1e-9, atol=1e-11)
 
 
+class BreaksOff(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        raise KeyError("in backward")
+
+
+def test_a_backward_that_breaks_off_leaves_nothing_frozen() -> None:
+    class Breaks(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return BreaksOff.apply(super().forward(x))
+
+    net = Breaks(*make_net(), nn.Dropout(0.2), nn.BatchNorm1d(3))
+    with pytest.raises(KeyError, match="in backward"):
+        fit(Plain(net), REMUL(SYMMETRY, "net"))
+    assert all(m.training for m in net.modules())
+    assert net[-1].track_running_stats
+
+
 def test_gradnorm_of_a_compiled_network() -> None:
     torch._dynamo.reset()
     plain, compiled = Plain(), Plain(torch.compile(make_net(), backend="aot_eager"))
@@ -360,16 +382,20 @@ class HalvesACopy(nn.Linear):
         return super().forward(x.clone().mul_(0.5))
 
 
+def recm_of(layer: str, target: int) -> RECM:
+    return RECM(SYMMETRY, {layer: TOY[layer]}, target=target)
+
+
 IN_PLACE: list[tuple[int, Make, str]] = [
     (3, lambda: GroupAugmentation(SYMMETRY), ""),
     (3, lambda: REMUL(SYMMETRY, "net"), r"was changed in place.*self.net\(x.clone\(\)\)"),
     (3, lambda: REMUL(SYMMETRY, "net", target=1), "was changed in place"),
     (16, lambda: REMUL(SYMMETRY, "net"), ""),
-    (3, relax, r"layer 'net.0' \(HalvesItsInput\) changes its input in place.*x = 2 \* x"),
+    (3, lambda: recm_of("net.0", 1), r"layer 'net.0' \(HalvesItsInput\) changes its input in place.*x = 2 \* x"),
     (16, relax, "layer 'net.2'"),
     (16, recm, "layer 'net.2'"),
-    (3, lambda: RECM(SYMMETRY, {"net.2": TOY["net.2"]}, target=1), ""),
-    (3, lambda: RECM(SYMMETRY, {"net.2": TOY["net.2"]}, target=0), "the target of shape .* was changed in place"),
+    (3, lambda: recm_of("net.2", 1), ""),
+    (3, lambda: recm_of("net.2", 0), "the target of shape .* was changed in place"),
     (
         3,
         lambda: SymmetryCloning(make_net(), "net", symmetry=SYMMETRY, inputs=[(3,)], max_teacher_error=2.0),
