@@ -10,6 +10,7 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
+from torch._functorch import config as functorch_config
 
 from lightning_equiv._checks import check_number
 from lightning_equiv.groups.product import as_group
@@ -184,7 +185,7 @@ class REMUL(SymmetryCallback):
         network = find_network(module, self.network)
         balance = self._make_balance(network)
         if self.balance == "gradnorm":  # a compiled backward would give its buffers away after the first of two passes
-            undo.enter_context(torch._functorch.config.patch(donated_buffer=False))
+            undo.enter_context(functorch_config.patch(donated_buffer=False))
         recorder = CallRecorder(network)
         undo.callback(recorder.remove)
 
