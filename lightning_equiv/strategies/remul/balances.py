@@ -170,9 +170,9 @@ class DualBalance(Balance):
         words = f"the relative equivariance error is {error:.3g} at the end, above the tolerance of {self.tolerance:g}"
         if share >= 0.99 * self.most:
             return (
-                f"{words}, with the largest weight that max_weight={self.most:g} allows: the data (or the network) "
-                "speak against the symmetry, which a field, a label in another frame or a forgotten input breaks. Look "
-                "at lightning_equiv.audit(...), raise the tolerance, or raise max_weight if you know better"
+                f"{words}, with the largest weight that max_weight={self.most:g} allows: the data speak "
+                "against the symmetry (a field, labels in another frame, a forgotten input), or the network cannot "
+                "have it in so few steps. Look at lightning_equiv.audit(...), raise the tolerance, or train longer"
             )
         return (
             f"{words}, and the weight was still rising ({share:.2g} of the first task loss): train longer, or from a "
