@@ -46,6 +46,8 @@ class Branches:
         extra: what a subclass keeps beside them.
         sums: of what an evaluation logs, by name.
         validated: batches that were summed.
+        uncompiled: the first step, in which layers are looked at as a compiled network does not allow.
+        began: whether there was a step.
     """
 
     branches: list[Branch]
@@ -53,6 +55,8 @@ class Branches:
     extra: Any = None
     sums: dict[str, Tensor] = field(default_factory=dict)
     validated: int = 0
+    uncompiled: ExitStack = field(default_factory=ExitStack)
+    began: bool = False
 
 
 class BranchCallback(SymmetryCallback):
@@ -199,10 +203,14 @@ class BranchCallback(SymmetryCallback):
             rank_zero_warn(f"{type(self).__name__}: these layers never ran while training: {never}")
 
     def _ready(self, batch: Any) -> None:
+        if not self._branches.began:
+            self._branches.began = True
+            self._branches.uncompiled.enter_context(torch.compiler.set_stance("force_eager"))
         for b in self.branches:
             b.start()
 
     def _done(self) -> None:
+        self._branches.uncompiled.close()
         for b in self.branches:
             b.stop()
 

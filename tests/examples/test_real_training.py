@@ -425,3 +425,13 @@ def test_what_is_changed_in_place(features: int, make: Make, words: str) -> None
     else:
         fit(modules[1], strategies[1])
         assert torch.equal(weights(modules[1]), weights(modules[0]))
+
+
+@pytest.mark.parametrize("make", [relax, recm])
+def test_a_compiled_layer_that_changes_its_input_is_refused(make: Make) -> None:
+    torch._dynamo.reset()
+    net = make_net()
+    net[1], net[2] = nn.Identity(), HalvesItsInput(16, 3)
+    with pytest.raises(ValueError, match="changes its input in place"):
+        fit(Plain(torch.compile(net, backend="aot_eager")), make())
+    assert torch._dynamo.eval_frame._stance.stance == "default"
