@@ -268,8 +268,7 @@ class RECM(BranchCallback):
     def _await(self, awaiting: bool) -> None:
         for recurrence in self.recurrences.values():
             recurrence.await_backward(awaiting)
-        if not awaiting:
-            self._recurrent.now = None
+        self._recurrent.now = self._recurrent.now if awaiting else None
 
     # ---- Lightning's hooks ---------------------------------------------------------------------------------------
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
