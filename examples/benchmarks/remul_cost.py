@@ -11,6 +11,7 @@ second pass, too. Step times are measured side by side, in turns, before anythin
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import logging
 import statistics
@@ -195,6 +196,10 @@ def main() -> None:
                 print(row, flush=True)
     written = table(rows, costs)
     (args.output / "remul_cost.md").write_text(written + "\n")
+    with (args.output / "remul_cost.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
     print(written, f"\nwritten to {log}, {cost_file} and {args.output / 'remul_cost.md'}")
 
 

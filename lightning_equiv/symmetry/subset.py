@@ -127,13 +127,14 @@ def check_index(index: Tensor, num: int) -> Tensor:
     host = index.detach().to("cpu", torch.long, copy=True)
     if len(host) == 0:
         raise ValueError("expected `index` to name at least one input, got an empty tensor")
-    low, high = int(host.min()), int(host.max())
+    numbers = host.tolist()
+    low, high = min(numbers), max(numbers)
     if low < 0 or high >= num:
         wrong = low if low < 0 else high
         raise ValueError(f"expected `index` to hold numbers of the {num} inputs, 0 to {num - 1}, got {wrong}")
-    values, counts = host.unique(return_counts=True)
-    if len(values) < len(host):
-        raise ValueError(f"expected `index` to name every input once at most, got {int(values[counts.argmax()])} twice")
+    if len(set(numbers)) < len(numbers):
+        twice = max(numbers, key=numbers.count)
+        raise ValueError(f"expected `index` to name every input once at most, got {twice} twice")
     return host
 
 

@@ -14,9 +14,10 @@ from tests.helpers import normal
 from tests.metrics.test_contract import METRICS, ROWS, MetricCase, each_metric, values
 
 # By design, in each update: numbers that the host reads, and tensors of Python numbers that it makes. A derivative is
-# compared with central differences, and layers are run again to see that they return the same.
-READS = {"LieDerivativeError": 1, "LayerwiseError": 4, "LayerwiseError, finite": 0}
-UPLOADS = {"EquivarianceSpectrum": 3, "LayerwiseError": 1, "LayerwiseError, finite": 1}
+# compared with central differences, layers are run again to see that they return the same, and angles, which lie on the
+# host, are looked at there.
+READS = {"AngleProfile": 1, "LieDerivativeError": 1, "LayerwiseError": 4, "LayerwiseError, finite": 0}
+UPLOADS = {"AngleProfile": 1, "EquivarianceSpectrum": 3, "LayerwiseError": 1, "LayerwiseError, finite": 1}
 # A kernel sums in another order than the CPU; a derivative's differences make more of it.
 ROUNDING = 1e-5
 named_metric = pytest.mark.parametrize("name", METRICS)

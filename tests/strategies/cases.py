@@ -117,6 +117,7 @@ class Case:
         doubled: how far two processes may end from one with the doubled batch, in units of what the training moved.
         sharded: why it is refused where the network's weights are sharded; None for a strategy that works there.
         called_twice: how it refuses a step that calls the network twice.
+        reads_task_loss: it depends on the user's loss, and a twin whose loss is changed after its step is none.
     """
 
     name: str
@@ -135,6 +136,7 @@ class Case:
     doubled: float = 1e-5
     sharded: str | None = None
     called_twice: Refusal | None = None
+    reads_task_loss: bool = False
 
     @cached_property
     def kind(self) -> str:
@@ -244,6 +246,7 @@ CASES = {
             partial(REMUL, SYMMETRY, "net", balance="dual", tolerance=2.0),  # it warns of one that is not reached
             DualByHand,
             has_state=True,
+            reads_task_loss=True,
             doubled=2e-2,  # each process draws elements of its own, and the mean of ratios is not the ratio of means
         ),
         Case(

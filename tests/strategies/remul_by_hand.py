@@ -84,7 +84,7 @@ class DualByHand(SecondPassByHand):
 
     def __init__(self, net: nn.Module | None = None) -> None:
         super().__init__(net)
-        self.beta, self.square, self.scale, self.log, self.steps = 0.0, 0.0, 0.0, math.log(1e-3), 0
+        self.beta, self.square, self.scale, self.log_beta, self.steps = 0.0, 0.0, 0.0, math.log(1e-3), 0
 
     def second(self, loss: Tensor, calls: list[Tensor], generator: torch.Generator) -> Tensor:
         errors = []
@@ -97,8 +97,8 @@ class DualByHand(SecondPassByHand):
         self.square = now if not self.steps else self.square + 0.05 * (now - self.square)
         if self.steps < 10:
             self.scale += (abs(task) - self.scale) / (self.steps + 1)
-        self.log += 0.03 * max(-1.0, min(1.0, math.log(self.square) / 2))
-        self.log = max(math.log(1e-6), min(math.log(self.most), self.log))
+        self.log_beta += 0.03 * max(-1.0, min(1.0, math.log(self.square) / 2))
+        self.log_beta = max(math.log(1e-6), min(math.log(self.most), self.log_beta))
         self.steps += 1
-        self.beta = math.exp(self.log) * self.scale
+        self.beta = math.exp(self.log_beta) * self.scale
         return total

@@ -164,8 +164,8 @@ def test_steps_without_a_second_pass_are_plain() -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"balance": "dual"}, "goes with a tolerance"),
-        ({"tolerance": 0.1}, "goes with a tolerance"),
+        ({"balance": "dual"}, "together with a tolerance"),
+        ({"tolerance": 0.1}, "together with a tolerance"),
         ({"balance": "dual", "tolerance": 0.0}, "tolerance .* above 0"),
         ({"balance": "dual", "tolerance": 0.1, "target": 1}, "without target, loss and weight"),
         ({"fraction": 0.0}, "fraction .* above 0"),

@@ -148,7 +148,7 @@ class REMUL(SymmetryCallback):
             raise ValueError(f"expected balance to be 'constant', 'gradnorm' or 'dual', got {balance!r}")
         if (balance == "dual") != (tolerance is not None):
             raise ValueError(
-                f"balance='dual' goes with a tolerance, the relative equivariance error that is allowed, "
+                f"expected balance='dual' together with a tolerance, the relative equivariance error that is allowed: "
                 f"REMUL(..., balance='dual', tolerance=0.05), got balance={balance!r}, tolerance={tolerance!r}"
             )
         check_number("tolerance", tolerance, above=0, optional=True)
