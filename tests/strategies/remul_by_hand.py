@@ -80,7 +80,7 @@ class NearByHand(SecondPassByHand):
 class DualByHand(SecondPassByHand):
     """beta e^2 / tolerance^2, with beta by dual ascent in its logarithm; one process."""
 
-    tolerance, most = 2.0, 10.0
+    tolerance, most = 2.0, 0.1
 
     def __init__(self, net: nn.Module | None = None) -> None:
         super().__init__(net)

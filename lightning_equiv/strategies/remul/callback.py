@@ -72,8 +72,9 @@ class REMUL(SymmetryCallback):
         balance: "constant", "gradnorm" or "dual".
         tolerance: with "dual", the relative equivariance error that is allowed, such as 0.05. At the end of a training
             that did not reach it a warning says what was in the way.
-        max_weight: with "dual", the largest beta, in units of the first task loss: where data contradict the symmetry
-            (a field, a forgotten input) beta would rise without end.
+        max_weight: with "dual", the largest beta, in units of the first task loss: what an error at the tolerance costs
+            at most, one of twice the tolerance four times as much. Where data contradict the symmetry (a field, a
+            forgotten input) beta would rise without end.
         fraction: which part of the batch the second pass sees: a random part of its inputs (whole graphs), at least
             one.
         every: a second pass in one of so many steps, whose weight is as many times as large; the others are plain.
@@ -127,7 +128,7 @@ class REMUL(SymmetryCallback):
         weight: float | dict[str, float] = 1.0,
         balance: Literal["constant", "gradnorm", "dual"] = "constant",
         tolerance: float | None = None,
-        max_weight: float = 10.0,
+        max_weight: float = 0.1,
         fraction: float = 1.0,
         every: int = 1,
         elements: Literal["haar", "near"] = "haar",
