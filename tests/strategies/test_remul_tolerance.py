@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_equiv import REMUL, EquivarianceError, Symmetry
+from lightning_equiv.strategies.remul.balances import DualBalance
 from tests.helpers import global_seed, normal
 from tests.strategies.toys import trainer
 
@@ -75,6 +76,18 @@ def test_data_that_contradict_the_symmetry_do_not_drive_the_weight_away() -> Non
     assert strategy.state_dict()["weights"][1] <= 0.01 * strategy.state_dict()["values"][1] * (1 + 1e-6)
     assert error_of(module.net) > 0.02
     assert all(bool(torch.isfinite(p).all()) for p in module.parameters())
+
+
+@pytest.mark.parametrize(
+    ("last_task_loss", "steps", "words"), [(1.0, 300, "the task loss is 1 of what"), (0.1, 300, ""), (1.0, 100, "")]
+)
+def test_a_tolerance_that_was_paid_for_with_the_task_is_told(last_task_loss: float, steps: int, words: str) -> None:
+    balance = DualBalance(0.05, 0.1)
+    for i in range(steps):
+        task_loss = 1.0 + (last_task_loss - 1.0) * i / steps
+        balance.update(torch.tensor([task_loss, 0.5]))  # half of the tolerance, squared
+    verdict = balance.verdict()
+    assert verdict == "" if not words else words in verdict and "within the tolerance" in verdict
 
 
 def test_a_training_that_is_too_short_says_so() -> None:

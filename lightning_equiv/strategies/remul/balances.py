@@ -124,14 +124,15 @@ class DualBalance(Balance):
     def __init__(self, tolerance: float, most: float) -> None:
         self.tolerance, self.most = tolerance, most
         self.weights = torch.tensor([1.0, 0.0])
-        self.values = torch.zeros(4)  # e_s^2, first task loss, log( beta / first task loss ), steps
+        # e_s^2 / tolerance^2, first task loss, log( beta / first task loss ), steps, task loss smoothed
+        self.values = torch.zeros(5)
 
     def update(self, losses: Tensor) -> None:
         """One step of dual ascent."""
         dtype = element_dtype(losses.device)
         task, error = mean_over_ranks(losses.detach().to(dtype)).unbind()  # error: e^2 / tolerance^2
         values = self.values.to(losses.device, dtype)
-        square, scale, log_beta, steps = values.unbind()
+        square, scale, log_beta, steps, smooth = values.unbind()
         finite = torch.isfinite(task) & torch.isfinite(error)
         first = steps < self.first_steps
         new_square = torch.where(steps == 0, error, square + self.smoothing * (error - square))
@@ -141,7 +142,8 @@ class DualBalance(Balance):
         moved = (torch.where(steps == 0, log_start, log_beta) + ascent).clamp(
             torch.full_like(log_beta, self.least).log(), torch.full_like(log_beta, self.most).log()
         )
-        new = torch.stack([new_square, new_scale, moved, steps + 1])
+        smooth = torch.where(first, new_scale, smooth + self.smoothing * (task.abs() - smooth))
+        new = torch.stack([new_square, new_scale, moved, steps + 1, smooth])
         self.values = torch.where(finite, new, values)
         beta = self.values[2].exp() * self.values[1]
         self.weights = torch.stack([torch.ones_like(beta), torch.where(self.values[3] > 0, beta, 0.0)])
@@ -161,12 +163,20 @@ class DualBalance(Balance):
         self.weights, self.values = state["weights"], state["values"]
 
     def verdict(self) -> str:
-        """What there is to say at the end of a training that did not reach its tolerance; "" where it did."""
+        """What there is to say at the end of a training that did not reach its tolerance, or paid for it; else ""."""
         if not bool(self.values[3]):
             return ""
         error, share = float(self.error), float(self.values[2].exp())
         if error <= _REACHED * self.tolerance:
-            return ""
+            task = float(self.values[4] / self.values[1].clamp_min(torch.finfo(self.values.dtype).tiny))
+            if task < _NOT_FALLEN or self.values[3] < _SHORT:
+                return ""
+            return (
+                f"the relative equivariance error of {error:.3g} is within the tolerance of {self.tolerance:g}, and "
+                f"the task loss is {task:.2g} of what it was in the first steps: the data may speak against the "
+                "symmetry (a field, labels in another frame, a forgotten input). Look at lightning_equiv.audit(...), or "
+                "raise the tolerance"
+            )
         words = f"the relative equivariance error is {error:.3g} at the end, above the tolerance of {self.tolerance:g}"
         if share >= 0.99 * self.most:
             return (
@@ -181,3 +191,5 @@ class DualBalance(Balance):
 
 
 _REACHED = 1.2  # times the tolerance
+_NOT_FALLEN = 0.9  # of the first task loss: nothing was learned
+_SHORT = 200  # steps, in which it need not have been
