@@ -61,6 +61,7 @@ WAYS: dict[str, Way] = {
     "tolerance 0.1": to_tolerance(0.1, fraction=0.25),
     "tolerance 0.2": to_tolerance(0.2, fraction=0.25),
 }
+FULL = (4, 128)  # blocks and channels of the demo's full size
 EQUAL_SECONDS = ("fraction 1/4", "every 4")
 
 
@@ -107,7 +108,7 @@ def trained(way: Way, steps: int, seed: int, args: argparse.Namespace) -> dict[s
     return found
 
 
-def step_costs(args: argparse.Namespace) -> dict[str, float]:
+def step_costs(blocks: int, channels: int, rounds: int) -> dict[str, float]:
     """Milliseconds of a training step of each way, relative to a plain one; they take turns."""
     data = GravityDataModule(train_size=100, val_size=8, test_size=8)
     data.setup("fit")
@@ -115,7 +116,7 @@ def step_costs(args: argparse.Namespace) -> dict[str, float]:
     steps: dict[str, Callable[[], None]] = {}
     for name, way in WAYS.items():
         torch.manual_seed(0)
-        model = Gravity(1, args.blocks, args.channels)
+        model = Gravity(1, blocks, channels)
         callbacks = way()
         for callback in callbacks:
             callback.attach(model)
@@ -128,7 +129,7 @@ def step_costs(args: argparse.Namespace) -> dict[str, float]:
 
         steps[name] = step
     times: dict[str, list[float]] = {name: [] for name in steps}
-    for turn in range(args.rounds + 4):
+    for turn in range(rounds + 4):
         for name, step in steps.items():
             start = time.thread_time()
             for _ in range(4):  # whole periods of "every"
@@ -158,6 +159,12 @@ def table(rows: list[dict[str, Any]], costs: dict[str, float]) -> str:
     return "\n".join(lines)
 
 
+def cost_table(costs: dict[str, dict[str, float]]) -> str:
+    """Plain steps a step, by way and size of the network."""
+    lines = ["| way | " + " | ".join(costs) + " |", "|---" * (len(costs) + 1) + "|"]
+    return "\n".join([*lines, *(f"| {way} | {' | '.join(f'{c[way]:.2f}' for c in costs.values())} |" for way in WAYS)])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
@@ -179,8 +186,12 @@ def main() -> None:
     args.output.mkdir(parents=True, exist_ok=True)
     log, cost_file = args.output / "remul_cost.jsonl", args.output / "remul_cost.json"
     if not cost_file.exists():
-        cost_file.write_text(json.dumps(step_costs(args), indent=1) + "\n")
-    costs = json.loads(cost_file.read_text())
+        sizes = [(args.blocks, args.channels), *([] if args.fast_dev_run else [FULL])]
+        measured = {f"{b} blocks of {c} channels": step_costs(b, c, args.rounds) for b, c in sizes}
+        cost_file.write_text(json.dumps(measured, indent=1) + "\n")
+    all_costs = json.loads(cost_file.read_text())
+    costs = next(iter(all_costs.values()))
+    (args.output / "remul_step_cost.md").write_text(cost_table(all_costs) + "\n")
     plan = [(way, args.steps) for way in args.ways]
     longer = {way: round(args.steps * costs["fraction 1"] / costs[way]) for way in EQUAL_SECONDS}
     plan += [(way, steps) for way, steps in longer.items() if way in args.ways]

@@ -174,8 +174,8 @@ class DualBalance(Balance):
             return (
                 f"the relative equivariance error of {error:.3g} is within the tolerance of {self.tolerance:g}, and "
                 f"the task loss is {task:.2g} of what it was in the first steps: the data may speak against the "
-                "symmetry (a field, labels in another frame, a forgotten input). Look at lightning_equiv.audit(...), or "
-                "raise the tolerance"
+                "symmetry (a field, labels in another frame, a forgotten input). Look at lightning_equiv.audit(...), "
+                "or raise the tolerance"
             )
         words = f"the relative equivariance error is {error:.3g} at the end, above the tolerance of {self.tolerance:g}"
         if share >= 0.99 * self.most:
