@@ -338,7 +338,7 @@ def draw(results: list[Result], path: Path) -> None:
 
 def show(results: list[Result]) -> None:
     """The table on the terminal."""
-    table = Table(title="Gravitational N-body: one Transformer, trained three ways")
+    table = Table(title="Gravitational N-body: one Transformer, trained four ways")
     for i, column in enumerate(COLUMNS):
         table.add_column(column, justify="left" if i == 0 else "right")
     for row in rows(results):
