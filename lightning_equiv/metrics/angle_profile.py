@@ -195,19 +195,8 @@ class AngleProfile(RatioMetric):
             )
         return found
 
-    def plot(self, val: Any = None, ax: Any = None) -> Any:
-        """The figure and axes of a curve, the error against the angle, with intervals.
-
-        Args:
-            val: what `compute` or `intervals` returned; by default the intervals of all that this process has seen. A
-                list of several values is drawn by torchmetrics, step by step.
-            ax: axes to draw on; by default those of a new figure, which pyplot does not know.
-
-        Raises:
-            ImportError: there is no matplotlib.
-        """
-        if val is not None and not isinstance(val, Mapping):
-            return self._plot(val, ax)
+    def _draw(self, val: Mapping[str, Any] | None, ax: Any) -> Any:
+        """A curve, the error against the angle, with intervals."""
         found = as_intervals(self.intervals() if val is None else val)
         figure, axes = new_axes(ax)
         xs = [float(name) for name in found]

@@ -303,19 +303,8 @@ class LayerwiseError(SymmetryMetric):
             self._set("layerwise", sums if sums.ndim else sums.new_zeros(4, len(seen[0]) + 1))
         super()._sync_dist(dist_sync_fn, process_group)
 
-    def plot(self, val: Any = None, ax: Any = None) -> Any:
-        """The figure and axes of the layers' shares of the network's error, "ends_up", as bars.
-
-        Args:
-            val: what `compute` returned; by default of all that this process has seen. A list of several values is
-                drawn by torchmetrics, step by step.
-            ax: axes to draw on; by default those of a new figure, which pyplot does not know.
-
-        Raises:
-            ImportError: there is no matplotlib.
-        """
-        if val is not None and not isinstance(val, Mapping):
-            return self._plot(val, ax)
+    def _draw(self, val: Mapping[str, Any] | None, ax: Any) -> Any:
+        """The layers' shares of the network's error, "ends_up", as bars."""
         if val is None:
             errors = self._errors()
             val = {} if errors is None else errors.as_dict()

@@ -293,19 +293,8 @@ class EquivarianceSpectrum(RatioMetric):
             for name, energy in spectrum.by_name().items()
         }
 
-    def plot(self, val: Any = None, ax: Any = None) -> Any:
-        """The figure and axes of the shares, those of the whole output, with intervals.
-
-        Args:
-            val: what `compute` or `intervals` returned; by default the intervals of all that this process has seen. A
-                list of several values is drawn by torchmetrics, step by step.
-            ax: axes to draw on; by default those of a new figure, which pyplot does not know.
-
-        Raises:
-            ImportError: there is no matplotlib.
-        """
-        if val is not None and not isinstance(val, Mapping):
-            return self._plot(val, ax)
+    def _draw(self, val: Mapping[str, Any] | None, ax: Any) -> Any:
+        """The shares of the whole output, with intervals."""
         found = as_intervals(self.intervals() if val is None else val)
         figure, axes = new_axes(ax)
         whole = {name: found[name] for name in self._names if name in found}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -29,12 +29,16 @@ class SymmetryMetric(Metric):
         seed: of the draws.
         settings: what else tells two metrics apart.
         kwargs: of torchmetrics.Metric.
+
+    Attributes:
+        draws_itself: `plot` has a picture of its own.
     """
 
     full_state_update = False
     is_differentiable = False
     higher_is_better = False
     plot_lower_bound = 0.0
+    draws_itself: ClassVar[bool] = False
 
     def __init__(
         self, symmetry: Symmetry, *, needs_grad: bool, seed: int = 0, settings: object = None, **kwargs: Any
@@ -86,5 +90,20 @@ class SymmetryMetric(Metric):
         return super()._apply(fn, exclude_state)
 
     def plot(self, val: Any = None, ax: Any = None) -> Any:
-        """A plot of one or more values of the metric, of `compute` by default; see torchmetrics."""
+        """The figure and axes of a picture: the metric's own where it draws itself, else torchmetrics'.
+
+        Args:
+            val: what `compute` returned (or `intervals`, where it has them); by default that of all that this process
+                has seen. A list of several values is drawn by torchmetrics, step by step.
+            ax: axes to draw on; by default those of a new figure, which pyplot does not know.
+
+        Raises:
+            ImportError: there is no matplotlib.
+        """
+        if self.draws_itself and (val is None or isinstance(val, Mapping)):
+            return self._draw(val, ax)
         return self._plot(val, ax)
+
+    def _draw(self, val: Mapping[str, Any] | None, ax: Any) -> Any:
+        """What `plot` returns, of one value or of what was seen: what a metric with `draws_itself` writes."""
+        raise NotImplementedError
