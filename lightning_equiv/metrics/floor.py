@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import torch
@@ -225,18 +225,15 @@ def round_trip(measurement: Measurement, elements: GroupElement) -> Tensor:
         measurement: of a network's call.
         elements: K n of them.
     """
-    n, inputs = measurement.num_inputs, measurement.call.inputs
-    lost = torch.zeros(n, dtype=torch.float64, device=elements.device)
-    norm = lost.clone()
-    for t in inputs.tensors:
-        if t.representation.trivial or t.shared or not t.x.is_floating_point():
-            continue
-        times = len(elements) // n
-        x = t.x.double()
-        owner = torch.arange(n, device=x.device) if t.owner is None else t.owner
-        for k in range(times):
-            g = elements[k * n : (k + 1) * n][owner]
-            back = t.representation(g.inverse(), t.representation(g, x))
-            lost = lost.index_add(0, owner, (back - x).square().flatten(1).sum(1) / times)
-        norm = norm.index_add(0, owner, x.square().flatten(1).sum(1))
-    return torch.where(lost == 0, 0.0, lost / norm)
+    n = measurement.num_inputs
+    whole = exact(measurement.call.inputs)
+    moving = (t for t in whole.tensors if not (t.representation.trivial or t.shared) and t.x.is_floating_point())
+    inputs = replace(whole, tensors=tuple(moving))
+    if not inputs.tensors:
+        return torch.zeros(n, dtype=torch.float64, device=elements.device)
+    there = inputs.repeat(len(elements) // n)
+    back = there.move(elements).move(elements.inverse())
+    again = back.parts()
+    change = {part: x - again[part] for part, x in there.parts().items()}
+    lost = there.squared_norms(change)[TOTAL].unflatten(0, (-1, n)).mean(0)
+    return torch.where(lost == 0, 0.0, lost / inputs.squared_norms(inputs.parts())[TOTAL])

@@ -117,10 +117,9 @@ def ascend(measurement: Measurement, elements: GroupElement, steps: int) -> Wors
         errors = _errors(measurement, tried)
         reached, chosen = errors.max(0)
         better = reached > best
-        stay = torch.cat([torch.arange(len(tried), device=tried.device), len(tried) + inputs])
         both = GroupElement(
             group, tuple(torch.cat([a, b]) for a, b in zip(tried.coordinates, worst.coordinates, strict=True))
-        )[stay]
+        )
         worst = both[torch.where(better, chosen * n + inputs, len(tried) + inputs)]
         best = torch.where(better, reached, best)
         step = torch.where(better, step, step / 2)
