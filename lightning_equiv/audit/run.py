@@ -140,7 +140,7 @@ def audit(
         metric: (predictions, labels) -> number, the task's own, also a torchmetrics functional; of networks with one
             tensor as output.
         draws: group elements for each input; a finite group that is no larger is taken whole.
-        num_inputs: at most so many inputs (graphs) are measured; the last batch of graphs is measured whole.
+        num_inputs: at most so many inputs (graphs) are measured.
         budget: seconds, at most about so many are spent; what was not measured is said.
         stand_in: a network of the same call that is equivariant by construction; its error is the floor.
         units: of outputs, by their names, such as {"energy": "eV"}; "" is the only output.
