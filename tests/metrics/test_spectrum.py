@@ -88,6 +88,20 @@ def test_linear_maps_have_the_energies_of_their_casimir_parts(group, inputs, out
     close(spectrum.lie_derivative.sum(), lie, 1e-10)
 
 
+def test_linear_maps_under_reflections_too():
+    """A map from o3 irreps to others: e_J of parity p is |W_J|^2 of the blocks whose parities multiply to p."""
+    w, odd_in, odd_out = normal(8, 4), torch.tensor([0, 1, 1, 1]), torch.tensor([1, 1, 1, 0, 0, 0, 1, 0])
+    full, turned = (Symmetry(group, ("0e+1o",), "1o+1e+0o+0e") for group in ("O(3)", "SO(3)"))
+    spectrum = equivariance_spectrum(lambda x: x @ w.mT, torch.eye(4, dtype=w.dtype), full, num_samples=None, highest=3)
+    energies = dict(zip(spectrum.harmonics.names, spectrum.energies.sum(1), strict=True))
+    odd = (odd_out[:, None] + odd_in) % 2
+    for parity, mask in (("e", 1 - odd), ("o", odd)):
+        expected = split_by_casimir(turned, w * mask)
+        for j in range(4):
+            close(energies[f"{j}{parity}"], expected.get(float(j * (j + 1)), torch.zeros((), dtype=w.dtype)), 1e-10)
+    close(spectrum.total.sum(), w.square().sum(), 1e-10)
+
+
 def test_reflections_are_told_apart_by_parity():
     """x -> (x, x as a pseudovector): the second half is all of it odd, of degree 0."""
     symmetry = Symmetry("O(3)", "1o", "1o+1e")
