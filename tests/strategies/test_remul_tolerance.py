@@ -174,6 +174,22 @@ def test_steps_without_a_second_pass_are_plain() -> None:
     assert counts == [2, 1, 2, 1]
 
 
+@pytest.mark.parametrize("settings", [{"fraction": 0.25}, {"every": 3}, {"elements": "near"}, {}])
+def test_a_weight_of_zero_is_plain_training_bit_for_bit(settings: dict[str, Any]) -> None:
+    """With dropout and a shuffled order: the second pass draws nothing that the user's step would."""
+
+    def trained(*callbacks: L.Callback) -> list[Tensor]:
+        module = Regression(20)
+        module.net.insert(2, nn.Dropout(0.3))
+        with global_seed(3):
+            shuffled = DataLoader(data().dataset, batch_size=64, shuffle=True)
+            trainer(*callbacks, max_epochs=5).fit(module, shuffled)
+        return list(module.parameters())
+
+    plain, zero = trained(), trained(REMUL(VECTORS, "net", weight=0.0, **settings))
+    assert all(torch.equal(a, b) for a, b in zip(plain, zero, strict=True))
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
