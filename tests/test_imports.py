@@ -20,6 +20,7 @@ ROOMS = [
     "metrics",
     "strategies",
     "audit",
+    "compare",
     "modules",
 ]
 ALONE = {"wiring"}  # imports nothing else of ours

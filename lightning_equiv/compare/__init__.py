@@ -1,0 +1,1 @@
+"""Which strategy for my data: every way of training, several seeds, one table."""
