@@ -1,12 +1,13 @@
-"""The command line: a training, or the report card of a trained model, from a configuration file.
+"""The command line: a training, the report card of a trained model, or a comparison, from a configuration file.
 
     python -m lightning_equiv fit --config examples/cli/remul.yaml
     python -m lightning_equiv fit --model.help lightning_equiv.RegressionModule
     python -m lightning_equiv fit --trainer.callbacks.help lightning_equiv.REMUL
     python -m lightning_equiv audit --config examples/cli/audit.yaml
+    python -m lightning_equiv compare --config examples/cli/compare.yaml
 
-It is a `LightningCLI`, and beside it `audit`: `model`, `data` and callbacks are classes by their names, of this library
-or another, with their arguments; `--print_config` prints all of them.
+It is a `LightningCLI`, and beside it `audit` and `compare`: `model`, `data` and callbacks are classes by their names,
+of this library or another, with their arguments; `--print_config` prints all of them.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ DESCRIPTION = (
     "A training from a configuration file: `fit --config examples/cli/remul.yaml`, and `--print_config` for all of its "
     "settings. The settings of a class: `fit --model.help lightning_equiv.RegressionModule`, "
     "`fit --trainer.callbacks.help lightning_equiv.REMUL`. "
-    "The report card of a model, how equivariant it is: `audit --config examples/cli/audit.yaml`, and `audit --help`."
+    "The report card of a model, how equivariant it is: `audit --config examples/cli/audit.yaml`, and `audit --help`. "
+    "Which strategy for my data: `compare --config examples/cli/compare.yaml`, and `compare --help`."
 )
 
 
@@ -27,6 +29,11 @@ def main(args: list[str] | None = None) -> None:
     Args:
         args: the words after the program's name; None takes those that the program was called with.
     """
+    args = sys.argv[1:] if args is None else args
+    if args[:1] == ["compare"]:
+        from lightning_equiv.compare.command import main as compare
+
+        return compare(args[1:])
     try:
         import jsonargparse  # noqa: F401 (LightningCLI's own message does not name the extra `cli`)
     except ImportError:
@@ -35,7 +42,6 @@ def main(args: list[str] | None = None) -> None:
 
     import lightning_equiv.datasets  # noqa: F401 (so that its classes are known by their bare names)
 
-    args = sys.argv[1:] if args is None else args
     if args[:1] == ["audit"]:
         from lightning_equiv.audit.command import main as audit
 

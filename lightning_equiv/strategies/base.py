@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import weakref
 from abc import abstractmethod
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning as L
 import torch
@@ -64,6 +64,7 @@ class SymmetryCallback(L.Callback):
         by_hand: what to write in its place with manual optimisation, for the error.
         works_sharded: whether it works when FSDP or DeepSpeed shards the weights.
         continues: whether a second fit of a module goes on from the state of the first.
+        ready_made: name -> arguments of the ways of training with it that `compare` tries by itself.
         state_format: number of what `own_state` returns; raised when a newer version cannot read an older one's.
     """
 
@@ -74,6 +75,7 @@ class SymmetryCallback(L.Callback):
     works_sharded: bool = False
     continues: bool = False
     state_format: int = 1
+    ready_made: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     def __init__(self, *, name: str, seed: int = 0) -> None:
         self.name, self.seed = name, seed

@@ -37,6 +37,7 @@ class GroupAugmentation(SymmetryCallback):
     """
 
     works_sharded = True
+    ready_made = {"augmentation": {}}  # noqa: RUF012 (never changed)
 
     def __init__(self, symmetry: Symmetry, *, seed: int = 0, name: str = "group_augmentation") -> None:
         super().__init__(name=name, seed=seed)

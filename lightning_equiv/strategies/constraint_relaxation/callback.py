@@ -72,6 +72,8 @@ class ConstraintRelaxation(BranchCallback):
           Kostas}, booktitle={Advances in Neural Information Processing Systems}, year={2024}, note={arXiv:2408.13242}}
     """
 
+    ready_made = {"ConstraintRelaxation": {}}  # noqa: RUF012 (never changed)
+
     def __init__(
         self,
         symmetry: Symmetry | Group | str,

@@ -117,6 +117,7 @@ class RECM(BranchCallback):
     """
 
     continues = True
+    ready_made = {"RECM": {}}  # noqa: RUF012 (never changed)
 
     def __init__(
         self,

@@ -114,6 +114,11 @@ class REMUL(SymmetryCallback):
     """
 
     changes_loss = True
+    ready_made = {  # noqa: RUF012 (never changed)
+        **{f"REMUL({weight:g})": {"weight": weight} for weight in (0.1, 1.0, 10.0)},
+        "REMUL(GradNorm)": {"balance": "gradnorm"},
+        "REMUL(5 %)": {"balance": "dual", "tolerance": 0.05, "target": None},  # without a label
+    }
     continues = True
     by_hand = (
         ", or a module that inherits from `SymmetryMixin` and adds `self.equivariance_loss(x)` to the loss that it "

@@ -126,14 +126,14 @@ class SymmetryCloning(SymmetryCallback):
         >>> trainer = L.Trainer(callbacks=[cloning], logger=False, enable_checkpointing=False)
 
     Reference:
-        @misc{huang2024symmetry,
-          title={Symmetry From Scratch: Group Equivariance as a Supervised Learning Task},
+        @misc{huang2024symmetry, title={Symmetry From Scratch: Group Equivariance as a Supervised Learning Task},
           author={Huang, Haozhe and Cheng, Leo Kaixuan and Chen, Kaiwen and Aspuru-Guzik, Al{\'a}n},
           year={2024}, note={arXiv:2410.03989}}
     """
 
     changes_loss = True
     continues = True
+    ready_made = {"SymmetryCloning": {"on_failure": "warn"}}  # noqa: RUF012 (never changed)
 
     def __init__(
         self,

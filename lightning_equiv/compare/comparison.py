@@ -1,0 +1,8 @@
+"""Placeholder."""
+
+from lightning_equiv.compare.records import Record
+
+
+class Comparison:
+    def __init__(self, records: list[Record], reference: str = "plain", title: str = "") -> None:
+        self.records = records

@@ -1,0 +1,132 @@
+"""What a configuration describes: an object by its class and arguments, made anew in every run."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import inspect
+import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+
+Spec: TypeAlias = Callable[..., Any] | Mapping[str, Any] | str
+"""A factory, a class path, or {"class_path": "package.Class", "init_args": {...}} as in a configuration file."""
+_KEYS = {"class_path", "init_args"}
+
+
+def make(spec: Spec, what: str, **changes: Any) -> Any:
+    """Make what a spec describes.
+
+    Args:
+        spec: see `Spec`; among its `init_args` may be others, and lists of others.
+        what: the setting that it came from, for messages.
+        changes: keyword arguments in the place of its own, or beside them.
+
+    Raises:
+        ValueError: there is no such class, or it refuses the arguments.
+
+    Examples:
+        >>> make({"class_path": "torch.nn.Linear", "init_args": {"in_features": 2}}, "network", out_features=3)
+        Linear(in_features=2, out_features=3, bias=True)
+    """
+    factory, arguments = _taken_apart(spec, what)
+    try:
+        inspect.signature(factory).bind(**{**arguments, **changes})
+    except TypeError as error:
+        takes = list(inspect.signature(factory).parameters)
+        name = getattr(factory, "__name__", type(factory).__name__)
+        raise ValueError(f"{what}: {name} refuses its arguments ({error}); it takes {takes}") from None
+    except ValueError:
+        pass  # a class without a signature
+    return factory(**{**arguments, **changes})
+
+
+def class_of(spec: Spec, what: str) -> Callable[..., Any]:
+    """The class or factory of a spec; see `make`."""
+    return _taken_apart(spec, what, nested=False)[0]
+
+
+def takes(spec: Spec, argument: str, what: str) -> bool:
+    """Whether the factory has an argument of this name."""
+    try:
+        return argument in inspect.signature(class_of(spec, what)).parameters
+    except ValueError:
+        return False
+
+
+def is_spec(value: Any) -> bool:
+    """Whether a value is {"class_path": ...}."""
+    return isinstance(value, Mapping) and "class_path" in value and set(value) <= _KEYS
+
+
+def _taken_apart(spec: Spec, what: str, nested: bool = True) -> tuple[Callable[..., Any], dict[str, Any]]:
+    if isinstance(spec, str):
+        return _imported(spec, what), {}
+    if is_spec(spec):
+        arguments = dict(spec.get("init_args") or {})  # type: ignore[union-attr]
+        made = {name: _made(value, f"{what}.{name}") for name, value in arguments.items()} if nested else {}
+        return _imported(spec["class_path"], what), made  # type: ignore[index]
+    if callable(spec):
+        return spec, {}
+    raise ValueError(
+        f"{what}: expected a function or class that makes it, a class path, or {{class_path: package.Class, init_args: "
+        f"{{...}}}}, got {spec!r}"
+    )
+
+
+def _made(value: Any, what: str) -> Any:
+    if is_spec(value):
+        return make(value, what)
+    if isinstance(value, list):
+        return [_made(item, what) for item in value]
+    return value
+
+
+def _imported(path: str, what: str) -> Callable[..., Any]:
+    module, _, name = path.rpartition(".")
+    if not module:  # a bare name is one of ours
+        for module in ("lightning_equiv", "lightning_equiv.datasets"):
+            if found := getattr(importlib.import_module(module), name, None):
+                return found
+        raise ValueError(f"{what}: expected a class path with its package, such as package.module.{name}, got {name!r}")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"{what}: {path} is not there: {error}") from None
+
+
+def description(value: Any, depth: int = 6) -> Any:
+    """What JSON can say of a value, the same in every process: what tells other settings from equal ones."""
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    if depth == 0:
+        return type(value).__qualname__
+    if isinstance(value, Mapping):
+        return {str(key): description(item, depth - 1) for key, item in value.items()}
+    if isinstance(value, set | frozenset):
+        return sorted(str(item) for item in value)
+    if isinstance(value, Sequence):
+        return [description(item, depth - 1) for item in value]
+    if isinstance(value, partial):
+        return [description(part, depth - 1) for part in (value.func, value.args, value.keywords)]
+    if isinstance(value, torch.Tensor):
+        return {"shape": list(value.shape), "bytes": hash_of(value.detach().cpu().flatten().tolist())}
+    if isinstance(value, torch.nn.Module):
+        shapes = {name: list(p.shape) for name, p in value.named_parameters()}
+        return {"class": type(value).__qualname__, "parameters": shapes}
+    if isinstance(value, Path):
+        return str(value)
+    if inspect.isclass(value) or inspect.isroutine(value):
+        return f"{value.__module__}.{value.__qualname__}"
+    own = {key: item for key, item in sorted(getattr(value, "__dict__", {}).items()) if not key.startswith("_")}
+    return {"class": type(value).__qualname__, **{key: description(item, depth - 1) for key, item in own.items()}}
+
+
+def hash_of(value: Any) -> str:
+    """Sixteen letters that tell a description from others."""
+    text = json.dumps(description(value), sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

@@ -1,0 +1,369 @@
+"""compare: which strategy for my data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor, as_completed
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+from tqdm import tqdm
+
+from lightning_equiv._checks import check_number
+from lightning_equiv.compare.comparison import Comparison
+from lightning_equiv.compare.costs import affordable_steps, measure_costs
+from lightning_equiv.compare.executors import processes
+from lightning_equiv.compare.made import Spec, class_of
+from lightning_equiv.compare.plan import Extra, Plan
+from lightning_equiv.compare.records import Record, RunKey, key_of, read
+from lightning_equiv.compare.training import train
+from lightning_equiv.compare.way import PLAIN, Way, as_ways, without_teacher
+from lightning_equiv.layers.choose import Layers
+from lightning_equiv.strategies.base import Target
+from lightning_equiv.symmetry.symmetry import Symmetry, as_symmetry
+
+_OURS = ("max_steps", "max_epochs", "callbacks", "logger", "devices", "num_nodes", "max_time", "fast_dev_run")
+
+Job = tuple[RunKey, Way, int]  # and the steps
+
+
+def compare(
+    model: Spec,
+    data: Spec,
+    *,
+    ways: Mapping[str, Any] | Sequence[str] | None = None,
+    symmetry: Symmetry | None = None,
+    network: str | None = None,
+    target: Target | None = None,
+    layers: Layers | None = None,
+    teacher: Any = None,
+    seeds: int | Sequence[int] = 5,
+    cases: Mapping[str, Mapping[str, Any]] | None = None,
+    monitor: str = "val_loss",
+    mode: Literal["min", "max"] = "min",
+    judge: str | Sequence[str] = (),
+    steps: int | None = None,
+    seconds: float | None = None,
+    equal: Literal["steps", "compute"] = "steps",
+    sweep: Mapping[str, Sequence[Any]] | None = None,
+    trainer: Mapping[str, Any] | None = None,
+    watch: Sequence[str] = (),
+    extra: Extra | str | None = None,
+    draws: int = 16,
+    num_inputs: int = 256,
+    results: str | Path = "comparison.jsonl",
+    jobs: int = 1,
+    executor: Executor | None = None,
+    threads: int | None = None,
+    save_every: float = 60.0,
+    retry: bool = False,
+    reference: str = PLAIN,
+    title: str = "",
+    progress: bool = True,
+) -> Comparison:
+    r"""Which strategy for my data: every way of training, over several seeds, in one table with advice.
+
+    All ways of a seed have the same data, the same batches in the same order, the same steps (or seconds) and are
+    tested with the weights that validated best. What a run finds is one JSON line, see `compare/records.py`, appended
+    to `results` at once. A run that is there is not repeated: the same call goes on where an earlier one was
+    interrupted, a run that was killed from the last epoch that it saved, and several processes may share one file.
+
+    Args:
+        model: makes a fresh LightningModule: a function or class, a class path, or `{"class_path": ..., "init_args":
+            {...}}`. Its first weights are those of the run's seed.
+        data: makes the LightningDataModule, likewise. It is passed the run's seed as `seed`, if it takes one.
+        ways: name -> `Way`, callbacks, or None for the one that is ready-made by this name; or names of ready-made
+            ones. None takes all of those: "plain", "augmentation", "REMUL(1)", ..., as far as the following allow.
+        symmetry: says how a group element moves the network's inputs and outputs; without it no error is measured.
+        network: dotted name of the sub-module whose symmetry is meant.
+        target: where labels are in a batch, for REMUL and RECM.
+        layers: which layers ConstraintRelaxation and RECM relax.
+        teacher: SymmetryCloning's: a network, or what makes one (of a `seed`, if it takes one).
+        seeds: how many, or which; at least three, or nothing can be told apart.
+        cases: name -> keyword arguments of the data, such as {"field 1": {"field": 1.0}}; all is done for each.
+        monitor: what validation logs that chooses the best weights, and a sweep's best setting.
+        mode: whether less of it is better, "min", or more, "max".
+        judge: what test logs that the ways are compared by; by default `monitor` with "test" in the place of "val", or
+            all figures whose names begin with that.
+        steps: optimizer steps of a run; with `equal="compute"` those of `reference`.
+        seconds: in the place of steps: each way takes the steps that its measured cost allows in this time.
+        equal: "steps", or "compute": every way has the seconds of the reference, by step costs that are measured side
+            by side before.
+        sweep: setting -> values that are tried for each way that has no sweep of its own; the best on validation is
+            taken, on the first seed. All ways have the same number of trials. A name with a dot is a callback's
+            argument, "REMUL.weight", others are keyword arguments of the model, "lr".
+        trainer: further arguments of the Trainer, such as `gradient_clip_val` or `val_check_interval`.
+        watch: further logged names whose curves are kept.
+        extra: (module, data) -> further figures of the tested module, by name; or the dotted path of this function.
+        draws: group elements for each input of an equivariance error.
+        num_inputs: at most so many inputs of each test set are measured for it.
+        results: the file of JSON lines.
+        jobs: processes that train at a time; one each.
+        executor: where runs go in the place of processes of this machine: any `concurrent.futures.Executor`, such as
+            `dask.distributed.Client().get_executor()`. Workers write to `results`, which they all must reach.
+        threads: of torch in one run; None shares the cores among `jobs`.
+        save_every: seconds between two savings of a run, each at the end of an epoch.
+        retry: do runs again that failed.
+        reference: the way that others are compared with.
+        title: of the page.
+        progress: show a progress bar over all runs.
+
+    Returns:
+        The comparison: `print()` it, `save("table.html")`, `advice` in words.
+
+    Raises:
+        ValueError: settings that do not go together; a way that cannot be made; results that were made with other
+            settings.
+        RuntimeError: a worker died.
+
+    Examples:
+        >>> from lightning_equiv import compare  # doctest: +SKIP
+        >>> compare(MyModule, MyData, symmetry=symmetry, network="net", steps=2000).print()  # doctest: +SKIP
+    """
+    given = {
+        "symmetry": None if symmetry is None else as_symmetry(symmetry),
+        "network": network,
+        "target": target,
+        "layers": layers,
+        "teacher": teacher,
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    found = {name: _with_sweep(way, sweep) for name, way in as_ways(ways, given).items()}
+    plan = Plan(
+        model=model,
+        data=data,
+        given=given,
+        cases={"": {}} if cases is None else cases,
+        monitor=monitor,
+        mode=mode,
+        judged=[judge] if isinstance(judge, str) else list(judge),
+        trainer=dict(trainer or {}),
+        watch=list(watch),
+        extra=class_of(extra, "extra") if isinstance(extra, str) else extra,
+        draws=draws,
+        num_inputs=num_inputs,
+        results=Path(results).absolute(),
+        budget={"steps": steps, "seconds": seconds, "equal": equal},
+        save_every=save_every,
+        threads=_threads(jobs) if threads is None and executor is None else threads,
+        retry=retry,
+    )
+    numbers = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
+    _check(plan, found, numbers, jobs, reference)
+    _check_results(plan, found)
+    with ExitStack() as pool:
+        if executor is None and jobs > 1:
+            executor = pool.enter_context(processes(jobs))
+        bar = pool.enter_context(_bar(plan, found, numbers, progress))
+        costs = _costs(plan, found, numbers[0], bar)
+        steps_of = _steps(plan, found, reference, costs)
+        settled = _tuned(plan, found, numbers[0], steps_of, executor, bar)
+        runs = [
+            (RunKey(case, name, seed), settled[case, name], steps_of[case, name])
+            for seed in numbers
+            for case in plan.cases
+            for name in found
+        ]
+        _do(plan, runs, executor, bar)
+    return Comparison(read(plan.results), reference=reference, title=title)
+
+
+# ---- the order of things -----------------------------------------------------------------------------------------
+def _costs(plan: Plan, ways: Mapping[str, Way], seed: int, bar: Any) -> dict[tuple[str, str], Record]:
+    """What each way costs, in each case; measured where the results do not have it yet."""
+    if plan.budget["equal"] == "steps" and plan.budget["seconds"] is None:
+        return {}
+    known = {(r["case"], r["way"]): r for r in read(plan.results) if r["kind"] == "cost"}
+    for case in plan.cases:
+        if any((case, name) not in known for name in ways):  # side by side, or they cannot be compared
+            bar.set_postfix_str("measuring what a step costs")
+            first = {name: way.with_settings(way.trials()[0]) for name, way in ways.items()}
+            known |= {(case, r["way"]): r for r in measure_costs(plan, first, case, seed)}
+    return known
+
+
+def _steps(
+    plan: Plan, ways: Mapping[str, Way], reference: str, costs: Mapping[tuple[str, str], Record]
+) -> dict[tuple[str, str], int]:
+    """Steps of each case and way."""
+    steps, seconds = plan.budget["steps"], plan.budget["seconds"]
+    found = {}
+    for case in plan.cases:
+        allowed = seconds
+        if seconds is None and costs:
+            cost = costs[case, reference]
+            allowed = cost["fixed_seconds"] + steps * cost["step_seconds"]
+        for name in ways:
+            affordable = steps if allowed is None else affordable_steps(costs[case, name], allowed)
+            if affordable < 1:
+                raise ValueError(
+                    f"way {name!r} takes {costs[case, name]['fixed_seconds']:.0f} s before its first step, and has "
+                    f"{allowed:.0f} s: leave it out, or give more steps or seconds"
+                )
+            found[case, name] = affordable
+    return found
+
+
+def _tuned(
+    plan: Plan,
+    ways: Mapping[str, Way],
+    seed: int,
+    steps: Mapping[tuple[str, str], int],
+    executor: Executor | None,
+    bar: Any,
+) -> dict[tuple[str, str], Way]:
+    """Each case's ways with the settings of a sweep that validated best."""
+    trials = [
+        (RunKey(case, name, seed, number), way.with_settings(settings), steps[case, name])
+        for case in plan.cases
+        for name, way in ways.items()
+        if way.sweep
+        for number, settings in enumerate(way.trials())
+    ]
+    _do(plan, trials, executor, bar)
+    records = {key_of(r): r for r in read(plan.results)}
+    settled = {}
+    for case in plan.cases:
+        for name, way in ways.items():
+            tried = [records[RunKey(case, name, seed, i)] for i in range(len(way.trials()))] if way.sweep else []
+            sign = 1 if plan.mode == "min" else -1
+            values = [sign * _or_worst(r["metrics"].get(plan.monitor), sign) for r in tried]
+            chosen = way.trials()[values.index(min(values))] if values else {}
+            settled[case, name] = way.with_settings(chosen)
+    return settled
+
+
+def _or_worst(value: float | None, sign: int) -> float:
+    return sign * math.inf if value is None else value
+
+
+def _do(plan: Plan, jobs: Sequence[Job], executor: Executor | None, bar: Any) -> None:
+    """Do the runs that are not there yet; wait for those that another process has in hand."""
+    there = {key_of(r): r for r in read(plan.results)}
+    missing = [job for job in jobs if not _is_there(there.get(job[0]), plan.retry)]
+    bar.update(len(jobs) - len(missing))
+    elsewhere = []
+    for job, record in _trained(plan, missing, executor):
+        if record is None:
+            elsewhere.append(job)
+            continue
+        bar.update(1)
+        bar.set_postfix_str(_said(job[0]))
+        if record["status"] != "ok":
+            bar.write(f"{_said(job[0])} {record['status']}: {record['message'] or 'its validation was not finite'}")
+    for job in elsewhere:
+        bar.set_postfix_str(f"waiting for {_said(job[0])}, which another process has in hand")
+        train(plan, *job, wait=True)
+        bar.update(1)
+
+
+def _trained(plan: Plan, jobs: Sequence[Job], executor: Executor | None) -> Iterator[tuple[Job, Record | None]]:
+    if executor is None:
+        for job in jobs:
+            yield job, train(plan, *job)
+        return
+    futures = {executor.submit(train, plan, *job): job for job in jobs}
+    try:
+        for future in as_completed(futures):
+            try:
+                yield futures[future], future.result()
+            except Exception as error:
+                raise RuntimeError(
+                    f"a worker died ({type(error).__name__}: {error}), for want of memory perhaps: fewer `jobs` need "
+                    "less. What is finished is kept: the same call goes on from there"
+                ) from error
+    finally:
+        for future in futures:
+            future.cancel()
+
+
+def _bar(plan: Plan, ways: Mapping[str, Way], seeds: Sequence[int], progress: bool) -> Any:
+    trials = sum(len(way.trials()) for way in ways.values() if way.sweep)
+    total = len(plan.cases) * (len(ways) * len(seeds) + trials)
+    return tqdm(total=total, desc="compare", unit="run", disable=not progress, dynamic_ncols=True)
+
+
+def _said(key: RunKey) -> str:
+    trial = "" if key.trial is None else f", trial {key.trial}"
+    return f"{key.way}{key.case and f', {key.case}'}, seed {key.seed}{trial}"
+
+
+# ---- checks ------------------------------------------------------------------------------------------------------
+def _check(plan: Plan, ways: Mapping[str, Way], seeds: Sequence[int], jobs: int, reference: str) -> None:
+    """ValueError for what can be seen before anything is trained."""
+    steps, seconds, equal = (plan.budget[name] for name in ("steps", "seconds", "equal"))
+    check_number("steps", steps, least=1, whole=True, optional=True)
+    check_number("seconds", seconds, above=0, optional=True)
+    check_number("jobs", jobs, least=1, whole=True)
+    if (steps is None) == (seconds is None):
+        raise ValueError(
+            f"expected `steps`, optimizer steps of a run, or `seconds` in their place, got steps={steps}, "
+            f"seconds={seconds}"
+        )
+    for what, value, options in (("mode", plan.mode, ("min", "max")), ("equal", equal, ("steps", "compute"))):
+        if value not in options:
+            raise ValueError(f"expected {what} to be one of {options}, got {value!r}")
+    if taken := [name for name in plan.trainer if name in _OURS]:
+        raise ValueError(f"trainer: {taken} are set by the comparison; expected other arguments of the Trainer")
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ValueError(f"expected seeds that differ, at least one, got {list(seeds)}")
+    if not ways or not plan.cases:
+        raise ValueError(f"expected at least one way and one case, got {list(ways)}, {list(plan.cases)}")
+    if equal == "compute" and seconds is None and reference not in ways:
+        raise ValueError(f"equal='compute' takes the seconds of reference={reference!r}: it is none of {list(ways)}")
+    counts = {name: len(way.trials()) for name, way in ways.items()}
+    if len(set(counts.values())) > 1:
+        raise ValueError(f"expected the same number of trials for all ways, or the sweep favours some; got {counts}")
+    for name, way in ways.items():
+        for settings in way.trials():
+            try:
+                tried = way.with_settings(settings)
+                made = tried.make_model(plan.model)
+                tried.make_callbacks(without_teacher(plan.given), 0)
+            except ValueError as error:
+                raise ValueError(f"way {name!r}: {error}") from None
+            if not isinstance(made, L.LightningModule):
+                raise ValueError(f"way {name!r}: expected a LightningModule, got {type(made).__name__}")
+    for case in plan.cases:
+        made_data = plan.make_data(case, seeds[0])
+        if not isinstance(made_data, L.LightningDataModule):
+            raise ValueError(f"data: expected a LightningDataModule, got {type(made_data).__name__}")
+
+
+def _check_results(plan: Plan, ways: Mapping[str, Way]) -> None:
+    """ValueError where the results hold runs that these would not be comparable with."""
+    for record in read(plan.results):
+        case, name = record["case"], record["way"]
+        if case not in plan.cases or (record["kind"] == "cost" and name not in ways):
+            continue
+        same = record["fingerprint"] == plan.fingerprint(case)
+        if same and name in ways:
+            tried = [plan.fingerprint_of_way(ways[name].with_settings(settings)) for settings in ways[name].trials()]
+            same = record["way_fingerprint"] in tried
+        if not same:
+            of_case = f" of case {case!r}" if case else ""
+            raise ValueError(
+                f"{plan.results} has runs of {name!r}{of_case} that were made with other settings (data, steps, "
+                "monitor, Trainer, or the way itself): give another file as `results`, or delete this one"
+            )
+
+
+def _with_sweep(way: Way, sweep: Mapping[str, Sequence[Any]] | None) -> Way:
+    return way if way.sweep or not sweep else replace(way, sweep=sweep)
+
+
+def _is_there(record: Record | None, retry: bool) -> bool:
+    return record is not None and not (retry and record["status"] == "failed")
+
+
+def _threads(jobs: int) -> int | None:
+    """The cores are shared."""
+    if jobs == 1:
+        return None
+    import torch
+
+    return max(1, torch.get_num_threads() // jobs)
