@@ -3,6 +3,9 @@
 from lightning_equiv.audit.report import EquivarianceReport
 from lightning_equiv.audit.run import audit
 from lightning_equiv.citation import citation
+from lightning_equiv.compare.comparison import Comparison
+from lightning_equiv.compare.run import compare
+from lightning_equiv.compare.way import Way
 from lightning_equiv.groups.angles import turns
 from lightning_equiv.groups.euclidean import E3, SE3
 from lightning_equiv.groups.finite import Cyclic, Dihedral
@@ -70,6 +73,7 @@ __all__ = [
     "ClassChanges",
     "ClassificationModule",
     "ClonedLayer",
+    "Comparison",
     "Composed",
     "ConditionalBilinear",
     "ConditionalMLP",
@@ -123,6 +127,7 @@ __all__ = [
     "VectorChannelsLast",
     "VectorField",
     "VectorNeurons",
+    "Way",
     "WorstCase",
     "angle_profile",
     "as_group",
@@ -130,6 +135,7 @@ __all__ = [
     "audit",
     "citation",
     "class_changes",
+    "compare",
     "equivariance_error",
     "equivariance_spectrum",
     "layerwise_error",

@@ -124,7 +124,7 @@ def _chosen(ways: Any, names: list[str]) -> Any:
     return {name: ways.get(name) for name in names} if isinstance(ways, Mapping) else names
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # it has no types
     """YAML in which 1e-3 is a number, as in JSON."""
 
 

@@ -72,7 +72,6 @@ def _trained(plan: Plan, key: RunKey, way: Way, steps: int, folder: Path) -> Rec
         "settings": {name: value for name, value in way.settings.items() if _is_primitive(value)},
         "monitor": plan.monitor,
         "mode": plan.mode,
-        "judged": list(plan.judged),
         "fingerprint": plan.fingerprint(key.case),
         "way_fingerprint": plan.fingerprint_of_way(way),
         "asked_steps": steps,
@@ -101,9 +100,8 @@ class _Run:
         self.file = folder / "last.ckpt"
         self.batches = BatchHash()
         self.watch = Watch(plan.monitor, plan.watch, self.batches, self.file, plan.save_every)
-        self.best = ModelCheckpoint(
-            folder / "best", monitor=plan.monitor, mode=plan.mode, save_on_train_epoch_end=False
-        )
+        chosen_by = {"monitor": plan.monitor, "mode": plan.mode}
+        self.best = ModelCheckpoint(folder / "best", save_on_train_epoch_end=False, **chosen_by)
         self.parameters: int | None = None
         self.device, self.memory = "", 0.0
         self.metrics: dict[str, float] = {}
@@ -148,6 +146,12 @@ class _Run:
             self.metrics |= {name: float(x) for name, x in logged.items()}
         self.metrics |= self.measured.extra
 
+    def _tested(self) -> list[str]:
+        """What test logged of the monitored quantity; all that it logged, where it has another name."""
+        tested = [name for name in self.metrics if name != self.plan.monitor]
+        same = self.plan.monitor.replace("val", "test", 1)
+        return [name for name in tested if name.startswith(same)] or tested
+
     def known(self) -> Record:
         """What is known of the run."""
         watch, measured = self.watch, self.measured
@@ -159,6 +163,7 @@ class _Run:
             "peak_memory": round(self.memory, 1),
             "parameters": self.parameters,
             "metrics": {name: _finite(x) for name, x in self.metrics.items()},
+            "judged": list(self.plan.judged) or self._tested(),
             "equivariance_error": measured.errors,
             "profile": measured.profile,
             "inference_ms": measured.inference_ms,

@@ -14,10 +14,8 @@ _PACKAGES = ("torch", "lightning", "torchmetrics", "e3nn")
 @cache
 def versions() -> dict[str, str]:
     """Package -> version; of a working tree of this library also its commit, with "+" where files differ from it."""
-    found = {
-        "python": ".".join(map(str, sys.version_info[:3])),
-        "lightning_equiv": sys.modules["lightning_equiv"].__version__,
-    }
+    own = sys.modules["lightning_equiv"].__version__
+    found = {"python": ".".join(map(str, sys.version_info[:3])), "lightning_equiv": own}
     for package in _PACKAGES:
         try:
             found.setdefault(package, version(package))

@@ -13,7 +13,7 @@ from typing import Any
 import lightning as L
 from torch import nn
 
-from lightning_equiv.compare.made import Spec, class_of, is_spec, make, takes
+from lightning_equiv.compare.made import Spec, class_of, make, takes
 from lightning_equiv.strategies.base import SymmetryCallback
 
 PLAIN = "plain"
@@ -66,7 +66,7 @@ class Way:
             if isinstance(callback, L.Callback):
                 made.append(copy.deepcopy(callback))
                 continue
-            said = dict(callback.get("init_args") or {}) if is_spec(callback) else {}
+            said = dict(callback.get("init_args") or {}) if isinstance(callback, Mapping) else {}
             filled = {k: v for k, v in given.items() if k not in said and takes(callback, k, "callbacks")}
             if "teacher" in filled:
                 filled["teacher"] = _made_teacher(filled["teacher"], seed)
@@ -99,7 +99,7 @@ def ready_made(given: Mapping[str, Any]) -> dict[str, Way]:
         ['plain', 'REMUL(0.1)', 'REMUL(1)', 'REMUL(10)', 'REMUL(GradNorm)', 'REMUL(5 %)']
     """
     ways = {PLAIN: Way()}
-    for strategy in _strategies(SymmetryCallback):
+    for strategy in _strategies(SymmetryCallback):  # type: ignore[type-abstract]
         for name, arguments in strategy.__dict__.get("ready_made", {}).items():
             needed = [
                 p.name
