@@ -52,7 +52,7 @@ def main(args: list[str]) -> None:
             print(f"written: {made.save(file)}")
         if not options.draw:
             print(f"runs: {config['results']}")
-    except (TypeError, ValueError, OSError) as error:
+    except (TypeError, ValueError, OSError, ImportError) as error:
         parser.error(str(error))
 
 
