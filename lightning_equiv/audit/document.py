@@ -1,4 +1,4 @@
-"""What a report card says, apart from how it is written: sections of text, tables and pictures."""
+"""What a report says, apart from how it is written: sections of text, tables and pictures."""
 
 from __future__ import annotations
 
@@ -145,12 +145,12 @@ class Section:
 
 @dataclass(frozen=True)
 class Document:
-    """A report card. Several models stand side by side in it: as columns of tables and as series of pictures.
+    """A report. Several models stand side by side in it: as columns of tables and as series of pictures.
 
     Args:
         title: of the page.
         subtitle: which model, which data, which symmetry.
-        verdict: "exact to rounding", "approximate" or "not equivariant".
+        verdict: "exact to rounding", "approximate" or "not equivariant"; "" where a report gives none.
         headline: up to five figures to read first: label, value, note.
         sections: in order, their keys distinct.
         whose: the names of those that the verdict is on, where it is not on all models.
@@ -164,8 +164,10 @@ class Document:
     whose: str = ""
 
     def __post_init__(self) -> None:
-        if self.verdict not in VERDICTS:
-            raise ValueError(f"expected the verdict to be one of {list(VERDICTS)}, got {self.verdict!r}")
+        if self.verdict and self.verdict not in VERDICTS:
+            raise ValueError(
+                f"expected the verdict to be one of {list(VERDICTS)}, or '' for none, got {self.verdict!r}"
+            )
         if len(self.headline) > 5:
             raise ValueError(f"expected at most five headline figures, got {len(self.headline)}")
         keys = [section.key for section in self.sections]

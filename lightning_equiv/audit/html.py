@@ -82,7 +82,7 @@ body { margin: 0; color: #1b1c1d; background: #fff; -webkit-text-size-adjust: 10
   body { color: #e4e4e2; background: #131415; }
   & { --paper: #131415;
     --series-0: #4da6e0; --series-1: #ee7f3a; --series-2: #2cb88f; --series-3: #d98abf; --series-4: #dfa42a;
-    --series-5: #86c8f0; } }
+    --series-5: #86c8f0; --series-6: #b09df0; --series-7: #adadad; } }
 & .scroll { background: linear-gradient(var(--paper), var(--paper)) right / 6px 100% no-repeat local,
   linear-gradient(var(--rule), var(--rule)) right / 4px 100% no-repeat scroll; } /* a bar: there is more to the right */
 & nav { font: .875rem/1.4 var(--sans); margin: 1.3rem 0 0; }
@@ -195,10 +195,15 @@ def _header(document: Document) -> str:
         for label, value, note in document.headline
     )
     headline = f'\n<dl class="headline">\n{tiles}\n</dl>' if tiles else ""
+    verdict = (
+        f'\n<p class="verdict {document.verdict.split()[0]}"><span>{_inline(document.label)}</span> '
+        f"<strong>{html.escape(document.verdict)}</strong></p>"
+        if document.verdict
+        else ""
+    )
     return (
-        f'<header>\n<h1>{html.escape(document.title)}</h1>\n<p class="subtitle">{_inline(document.subtitle)}</p>\n'
-        f'<p class="verdict {document.verdict.split()[0]}"><span>{_inline(document.label)}</span> '
-        f"<strong>{html.escape(document.verdict)}</strong></p>{headline}\n</header>"
+        f'<header>\n<h1>{html.escape(document.title)}</h1>\n<p class="subtitle">{_inline(document.subtitle)}</p>'
+        f"{verdict}{headline}\n</header>"
     )
 
 

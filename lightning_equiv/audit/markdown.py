@@ -30,19 +30,19 @@ def to_markdown(document: Document, path: Callable[[Picture], str] | None = None
         <BLANKLINE>
     """
     blocks = [
-        f"# {_escape(document.title)}",
-        _escape(document.subtitle),
-        f"**{_escape(document.label)}: {document.verdict}**",
+        f"# {escape(document.title)}",
+        escape(document.subtitle),
+        f"**{escape(document.label)}: {document.verdict}**" if document.verdict else "",
     ]
     if document.headline:
-        blocks.append(_table(Table("", ("figure", "value", ""), document.headline)))
+        blocks.append(table_rows(Table("", ("figure", "value", ""), document.headline)))
     tables, figures = count(1), count(1)
     for number, section in enumerate(document.sections, start=1):
-        blocks.append(f"## {number} {_escape(section.title)}")
-        blocks += [_escape(paragraph) for paragraph in section.text]
+        blocks.append(f"## {number} {escape(section.title)}")
+        blocks += [escape(paragraph) for paragraph in section.text]
         for table in section.tables:
-            blocks += [f"**Table {next(tables)}.** {_escape(table.title)}", _table(table)]
-            blocks += [_escape(table.note)] if table.note else []
+            blocks += [f"**Table {next(tables)}.** {escape(table.title)}", table_rows(table)]
+            blocks += [escape(table.note)] if table.note else []
         for picture in section.pictures:
             blocks += _picture(picture, next(figures), path)
     return "\n\n".join(block for block in blocks if block) + "\n"
@@ -50,28 +50,29 @@ def to_markdown(document: Document, path: Callable[[Picture], str] | None = None
 
 def _picture(picture: Picture, number: int, path: Callable[[Picture], str] | None) -> list[str]:
     numbers = picture.numbers()
-    image = [] if path is None else [f"![{_escape(picture.title)}](<{path(picture)}>)"]
+    image = [] if path is None else [f"![{escape(picture.title)}](<{path(picture)}>)"]
     return [
         *image,
-        f"**Figure {number}.** {_escape(picture.caption)}",
+        f"**Figure {number}.** {escape(picture.caption)}",
         f"<details><summary>Numbers of figure {number}</summary>",
-        _table(numbers),
-        _escape(numbers.note),
+        table_rows(numbers),
+        escape(numbers.note),
         "</details>",
     ]
 
 
-def _table(table: Table) -> str:
+def table_rows(table: Table) -> str:
+    """The header and the rows of a table; its title and its note are left to the caller."""
     rules = ["---:" if numeric else "---" for numeric in table.numeric]
-    rows = [[_escape(cell) for cell in row] for row in (table.header, *table.rows)]
+    rows = [[escape(cell) for cell in row] for row in (table.header, *table.rows)]
     return "\n".join(f"| {' | '.join(row)} |" for row in (rows[0], rules, *rows[1:]))
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
     r"""Text on one line that Markdown and HTML read as text; what stands between backticks stays code.
 
     Examples:
-        >>> _escape("a*b | `c*d` <e>"), _escape("__init__ of layer_norm")
+        >>> escape("a*b | `c*d` <e>"), escape("__init__ of layer_norm")
         ('a\\*b \\| `c*d` &lt;e>', '\\_\\_init\\_\\_ of layer_norm')
     """
     parts = re.split(r"(`[^`]+`)", " ".join(text.split()))

@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Hues of Okabe and Ito, the light ones darkened: each has a contrast of 3 to white and to near-black.
-PALETTE = ("#0072b2", "#d55e00", "#008f68", "#b8649a", "#b07a00", "#2f8fc4")
+# Hues of Okabe and Ito, the light ones darkened, and two more: each has a contrast of 3 to white and to near-black.
+PALETTE = ("#0072b2", "#d55e00", "#008f68", "#b8649a", "#b07a00", "#2f8fc4", "#7b61c4", "#7d7d7d")
 DASHES = ("-", (0, (5, 2)), (0, (6, 1.5, 1, 1.5)), (0, (2, 1)))  # a curve under another shows in its gaps
-MARKERS = "os^Dvp"
+MARKERS = "os^DvpX<>"  # one more than colours: where these begin again, the marker is another
 WIDTH = 4.3  # inches of a panel: at 360 pixels its letters are 11 pixels high
 _FONT_SIZE = 9.5
 _LONGEST = 28  # characters of a label beside a lying bar; below a standing one, two thirds

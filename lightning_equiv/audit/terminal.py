@@ -86,8 +86,9 @@ def _blocks(document: Document, width: int) -> Iterator[tuple[str, str | Table]]
     yield "title", document.title
     yield "text", document.subtitle
     yield "text", ""
-    yield "verdict", f"{document.label}: {document.verdict}"
-    yield "text", ""
+    if document.verdict:
+        yield "verdict", f"{document.label}: {document.verdict}"
+        yield "text", ""
     if document.headline:
         yield from (("table", part) for part in _parts(Table("", ("", "", ""), document.headline), width))
     for number, section in enumerate(document.sections, start=1):

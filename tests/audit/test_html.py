@@ -9,7 +9,8 @@ from html.parser import HTMLParser
 import pytest
 
 from lightning_equiv.audit.document import Document, Picture, Section, Table
-from lightning_equiv.audit.html import CLASS, to_html
+from lightning_equiv.audit.html import _PAGE_CSS, CLASS, to_html
+from lightning_equiv.audit.pictures import PALETTE
 from tests.audit.example import numbers_of
 
 VOID = {"meta", "wbr"}
@@ -169,3 +170,15 @@ def test_each_verdict_has_its_mark(document, verdict):
     mark = verdict.split()[0]
     assert f'class="verdict {mark}"' in text
     assert f".{CLASS} .{mark} {{ --mark:" in text
+
+
+def test_every_colour_has_one_for_dark_pages():
+    (dark,) = re.findall(r"prefers-color-scheme: dark\) \{(.*?)\} \}", _PAGE_CSS, re.DOTALL)
+    assert [int(i) for i in re.findall(r"--series-(\d+): #", dark)] == list(range(len(PALETTE)))
+
+
+def test_a_document_without_a_verdict_shows_none(document):
+    text = to_html(replace(document, verdict="", sections=document.sections[:1]))
+    page = Page(text)
+    assert 'class="verdict' not in text
+    assert document.subtitle in "".join(page.text)

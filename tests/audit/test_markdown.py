@@ -56,3 +56,9 @@ def test_headings(document):
     text = to_markdown(replace(document, headline=()))
     assert re.findall(r"^## \d+ (.*)$", text, re.MULTILINE) == [s.title for s in document.sections]
     assert re.findall(r"^# (.*)$", text, re.MULTILINE) == [document.title]
+
+
+def test_a_document_without_a_verdict_shows_none():
+    document = Document("T", "S", "", (), ())
+    assert to_markdown(document) == "# T\n\nS\n"
+    assert to_markdown(replace(document, verdict="approximate")) == "# T\n\nS\n\n**Verdict: approximate**\n"

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from lightning_equiv.audit.document import Picture
 from lightning_equiv.audit.html import svg, to_html
-from lightning_equiv.audit.pictures import PALETTE, draw, figure, height, panel
+from lightning_equiv.audit.pictures import MARKERS, PALETTE, draw, figure, height, panel
 
 
 def axes_of(kind, data):
@@ -36,6 +36,16 @@ def luminance(color):
 def test_colours_read_on_white_and_on_black(color, paper):
     low, high = sorted((luminance(color), luminance(paper)))
     assert (high + 0.05) / (low + 0.05) >= 3
+
+
+def test_series_beyond_the_palette_look_like_no_other():
+    names = [f"way {i}" for i in range(len(PALETTE) * len(MARKERS))]
+    scatter = axes_of("scatter", {"series": {name: {"x": [1.0], "y": [1.0]} for name in names}})
+    curve = axes_of("curve", {"x": [1.0, 2.0], "series": {name: {"value": [1.0, 2.0]} for name in names}})
+    for axes in (scatter, curve):
+        assert len({(line.get_color(), line.get_marker()) for line in axes.lines}) == len(names)
+    first = curve.lines[: len(PALETTE)]
+    assert len({line.get_color() for line in first}) == len(PALETTE)
 
 
 @pytest.mark.parametrize(

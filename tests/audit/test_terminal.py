@@ -113,3 +113,10 @@ def test_logarithmic_bars_say_so():
     assert 1 < b < 6
     assert c == 0
     assert "logarithmic" in table.note
+
+
+def test_a_document_without_a_verdict_shows_none(document):
+    small = replace(document, verdict="", sections=())
+    for write in (to_text, with_rich):
+        assert "erdict" not in write(small)
+        assert "Verdict" in write(replace(small, verdict="approximate"))
