@@ -1,0 +1,245 @@
+"""Tables of a comparison: a row for each way, a column for each figure, or a column for each of many cases."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, median, stdev
+from typing import Any
+
+from lightning_equiv.audit.document import Table, shown
+from lightning_equiv.audit.words import enumerated, plainly, share_words
+from lightning_equiv.compare.records import only
+from lightning_equiv.compare.results import Figures, Results
+from lightning_equiv.compare.statistics import Difference
+
+MANY = 3  # more cases than that stand beside each other, a table for each figure
+_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+@dataclass(frozen=True)
+class Column:
+    """A figure of all ways, as text.
+
+    Args:
+        title: its name.
+        cells: case -> way -> text.
+    """
+
+    title: str
+    cells: Mapping[str, Mapping[str, str]]
+
+
+def result_tables(results: Results) -> tuple[Table, ...]:
+    """The figures of each way, a table for each case; of many cases a table for each figure."""
+    note = _note(results)
+    if len(results.cases) <= MANY:
+        return tuple(_of_case(results, case, note) for case in results.cases)
+    tables = [_of_column(results, column) for column in columns(results, results.cases)]
+    last = Table(tables[-1].title, tables[-1].header, tables[-1].rows, note)
+    return (*tables[:-1], last)
+
+
+def columns(results: Results, cases: Sequence[str]) -> list[Column]:
+    """What there is to tell of the ways in these cases; a column that has nothing is left out.
+
+    Args:
+        results: the runs.
+        cases: those whose numbers stand in one column, and share its power of ten.
+    """
+    base, several = results.reference, len({name for case in cases for name in results.judged(case)}) > 1
+    found = [Column("seeds", {case: _seeds(results, case) for case in cases})]
+    for name in dict.fromkeys(name for case in cases for name in results.judged(case)):
+        figures = {case: results.figures(case, name) for case in cases}
+        power = _power(figures)
+        found.append(_column(f"`{name}`{_unit(power)}", figures, lambda own, p=power: spread(own, p)))  # type: ignore[misc]
+        differences = {case: results.differences[case].get(name, {}) for case in cases}
+        absolute = any(not d.relative for own in differences.values() for d in own.values())
+        title = f"{f'`{name}`, ' if several else ''}difference from `{base}`{_unit(power) if absolute else ''}"
+        cells = {c: {way: difference(d, power) for way, d in own.items()} for c, own in differences.items()}
+        found.append(Column(title, cells))
+    errors = {case: results.equivariance_errors(case) for case in cases}
+    sets = dict.fromkeys(name for own in errors.values() for name in own)
+    for name in sets:
+        own = {case: errors[case].get(name, {}) for case in cases}
+        title = "equivariance error" + (f", {name}" if name and len(sets) > 1 else "")
+        found.append(_mean(title, own, fmean))
+    ratios = {"training time a step": results.costs, "inference time": results.inference}
+    for title, ratio in ratios.items():
+        cells = {case: {way: f"{shown(r)} ×" for way, r in ratio(case).items()} for case in cases}
+        found.append(Column(f"{title}, of `{base}`'s", cells))
+    memory = {case: results.numbers(case, lambda r: r.get("peak_memory")) for case in cases}
+    found.append(_column("peak memory, MiB", memory, lambda own: f"{median(own):.0f}"))
+    return [column for column in found if any(column.cells.values())]
+
+
+def choices(results: Results) -> Table | None:
+    """What a sweep chose; None without one."""
+    rows = []
+    for case in results.cases:
+        for way in results.ways:
+            trials = len(only(results.trials, case=case, way=way))
+            chosen = [settings_words(r.get("settings") or {}) for r in only(results.runs, case=case, way=way)]
+            chosen = [text for text in dict.fromkeys(chosen) if text]
+            if trials or chosen:
+                row = (way, str(trials or "–"), "; ".join(chosen) or "–")
+                rows.append((*row, case) if len(results.cases) > 1 else row)
+    header = ("", "trials", "settings", *(["case"] if len(results.cases) > 1 else []))
+    return Table("What the sweep chose", header, tuple(rows)) if rows else None
+
+
+def settings_words(settings: Mapping[str, Any]) -> str:
+    """Keyword arguments in a cell.
+
+    Examples:
+        >>> settings_words({"weight": 0.123456, "schedule": "cosine"})
+        '`weight=0.123, schedule=cosine`'
+    """
+    parts = [f"{name}={shown(v) if isinstance(v, float) else v}" for name, v in settings.items()]
+    return f"`{', '.join(parts)}`" if parts else ""
+
+
+def to_csv(results: Results) -> str:
+    """The numbers of the tables, a row for each case, way and judged figure."""
+    file = io.StringIO()
+    write = csv.writer(file, lineterminator="\n")
+    sets = list(dict.fromkeys(name for case in results.cases for name in results.equivariance_errors(case)))
+    head = [
+        "case",
+        "way",
+        "figure",
+        "seeds",
+        "mean",
+        "standard_deviation",
+        "difference",
+        "low",
+        "high",
+        "p",
+        "relative",
+    ]
+    tail = ["training_time_ratio", "inference_time_ratio", "peak_memory_mib"]
+    write.writerow([*head, *(f"equivariance_error {name}".strip() for name in sets), *tail])
+    for case in results.cases:
+        errors, memory = results.equivariance_errors(case), results.numbers(case, lambda r: r.get("peak_memory"))
+        costs, inference = results.costs(case), results.inference(case)
+        for name in results.judged(case):
+            for way, own in results.figures(case, name).items():
+                values = list(own.values())
+                d = results.differences[case][name].get(way)
+                row = [case, way, name, len(values), fmean(values), stdev(values) if len(values) > 1 else None]
+                row += [d.value, d.low, d.high, d.p, d.relative] if d else [None] * 5
+                row += [fmean(e.values()) if (e := errors.get(s, {}).get(way)) else None for s in sets]
+                row += [costs.get(way), inference.get(way), median(m.values()) if (m := memory.get(way)) else None]
+                write.writerow(["" if v is None or (isinstance(v, float) and math.isnan(v)) else v for v in row])
+    return file.getvalue()
+
+
+def spread(values: Sequence[float], power: int = 0) -> str:
+    """Mean and standard deviation over seeds, the mean to three digits.
+
+    Args:
+        values: of the seeds.
+        power: of ten, in which they are written.
+
+    Examples:
+        >>> spread([0.0012, 0.0014], -3), spread([0.97, 0.98, 0.96]), spread([3.0])
+        ('1.30 ± 0.14', '0.970 ± 0.010', '3.00')
+    """
+    scaled = [v / 10.0**power for v in values]
+    mean = fmean(scaled)
+    deviation = stdev(scaled) if len(scaled) > 1 else None
+    if mean == 0 or not 1e-3 <= abs(mean) < 1e6:
+        return shown(mean) if deviation is None else f"{shown(mean)} ± {deviation:.2g}"
+    decimals = max(0, 2 - math.floor(math.log10(abs(mean))))
+    if deviation is None:
+        return f"{mean:.{decimals}f}"
+    if deviation and round(deviation, decimals) == 0:
+        return f"{mean:.{decimals}f} ± {deviation:.1g}"
+    return f"{mean:.{decimals}f} ± {deviation:.{decimals}f}"
+
+
+def difference(d: Difference, power: int = 0) -> str:
+    """A difference with its interval; of one seed there is none.
+
+    Args:
+        d: the difference.
+        power: of ten, in which one that is not relative is written.
+
+    Examples:
+        >>> difference(Difference("REMUL", "plain", -0.12, -0.2, -0.03, 0.01, 5, True))
+        '−12 % (−20 to −3)'
+        >>> difference(Difference("REMUL", "plain", 0.0123, float("nan"), float("nan"), float("nan"), 1, False), -3)
+        '+12.3 (1 seed)'
+    """
+    unit = 1.0 if d.relative else 10.0**power
+    value, low, high = (v / unit for v in (d.value, d.low, d.high))
+    if math.isfinite(low) and math.isfinite(high):
+        text = (share_words if d.relative else plainly)((value, low, high))
+    else:
+        number = f"{shown(100 * value)} %" if d.relative else shown(value)
+        text = f"{number} ({d.seeds} {'seed' if d.seeds == 1 else 'seeds'})"
+    text = re.sub(r"(?<![\w.])-(?=\d)", "−", text)
+    return f"+{text}" if value > 0 else text
+
+
+def _of_case(results: Results, case: str, note: str) -> Table:
+    shown_columns = columns(results, [case])
+    ways = list(dict.fromkeys(r["way"] for r in only(results.runs, case=case)))
+    rows = [(way, *(column.cells[case].get(way, "–") for column in shown_columns)) for way in ways]
+    title = f"Ways of training, {case}" if len(results.cases) > 1 else "Ways of training"
+    return Table(title, ("", *(column.title for column in shown_columns)), tuple(rows), note)
+
+
+def _of_column(results: Results, column: Column) -> Table:
+    cases = [case for case in results.cases if column.cells.get(case)]
+    ways = [way for way in results.ways if any(way in column.cells[case] for case in cases)]
+    rows = [(way, *(column.cells[case].get(way, "–") for case in cases)) for way in ways]
+    return Table(f"{column.title[:1].upper()}{column.title[1:]}", ("", *cases), tuple(rows))
+
+
+def _column(title: str, figures: Mapping[str, Figures], write: Callable[[list[float]], str]) -> Column:
+    cells = {case: {way: write(list(values.values())) for way, values in own.items()} for case, own in figures.items()}
+    return Column(title, cells)
+
+
+def _mean(title: str, figures: Mapping[str, Figures], mean: Callable[[list[float]], float]) -> Column:
+    power = _power(figures)
+    return _column(f"{title}{_unit(power)}", figures, lambda own: shown(mean(own) / 10.0**power))
+
+
+def _seeds(results: Results, case: str) -> dict[str, str]:
+    """How many ended well, of how many."""
+    found = {}
+    for way in results.ways:
+        runs = only(results.runs, case=case, way=way)
+        failed = sum((f.case, f.way) == (case, way) for f in results.failures)
+        if runs:
+            found[way] = f"{len(runs) - failed}/{len(runs)}" if failed else str(len(runs))
+    return found
+
+
+def _power(figures: Mapping[str, Figures]) -> int:
+    """Of ten, a multiple of three, in which the largest mean has one to three digits before the point."""
+    means = [abs(fmean(values.values())) for own in figures.values() for values in own.values()]
+    largest = max(means, default=0.0)
+    return 0 if largest == 0 or 0.1 <= largest < 1e4 else 3 * math.floor(math.log10(largest) / 3)
+
+
+def _unit(power: int) -> str:
+    return f" × 10{str(power).translate(_SUPERSCRIPTS)}" if power else ""
+
+
+def _note(results: Results) -> str:
+    several = len(results.seeds) > 1
+    parts = ["Behind ± stands the standard deviation over seeds."] if several else []
+    if len(results.ways) > 1:
+        pairs = ", paired by seed, in brackets its 95 % interval" if several else ""
+        parts.append(f"Differences are from `{results.reference}`{pairs}; ratios of times are medians over seeds.")
+    if results.failures:
+        names = list(dict.fromkeys(f"`{f.way}`" for f in results.failures))
+        parts.append(f"Runs that failed are not in the figures: those of {enumerated(names)}.")
+    return " ".join(parts)
