@@ -224,7 +224,7 @@ def _curve(axes: Axes, data: dict[str, Any]) -> None:
         axes.plot(xs, ys, color=colors[name], label=name, **look)
     _lines(axes, lines, xs, colors, log, data.get("line_label"))
     axes.set(xlabel=data.get("x_label", ""), ylabel=wrap(data.get("y_label", "")))
-    if log and min(xs) > 0 and max(xs) >= 30 * min(xs):
+    if (log or data.get("log_x")) and min(xs) > 0 and max(xs) >= 30 * min(xs):
         scale(axes, "x", list(xs), {"log": True}, zero=False)
     else:
         axes.margins(x=0.02)
@@ -308,7 +308,7 @@ def _scatter(axes: Axes, data: dict[str, Any]) -> None:
             MARKERS[i % len(MARKERS)],
             color=colors[name],
             alpha=0.65,
-            markersize=4,
+            markersize=4 if len(xs) > 200 else 6,
             markeredgewidth=0,
             label=name,
         )

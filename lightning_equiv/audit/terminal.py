@@ -136,7 +136,9 @@ def bars(picture: Picture, width: int = WIDTH) -> Table:
     written = [max((len(shown(v)) for v in s["value"]), default=1) for s in series.values()]
     first = min(max(map(len, [*labels, numbers.header[0]]), default=0), width // 3)
     free = width - first - sum(written) - len(series) * (_GAP + 1)
-    length = max(4, min(24, free // len(series)))
+    length = min(24, free // len(series))
+    if length < 4:  # numbers alone
+        return Table(picture.caption, numbers.header, numbers.rows, numbers.note)
 
     def cell(value: float | None) -> str:
         if value is None or not math.isfinite(value):

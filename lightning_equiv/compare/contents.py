@@ -23,7 +23,7 @@ def document_of(results: Results, title: str = "") -> Document:
     """
     sections = [make(results) for make in (_advice, _results, _pictures, _sweep, _failures, _how)]
     counts = [f"{len(results.ways)} ways", f"{len(results.seeds)} seeds", f"{len(results.cases)} cases"]
-    counts = [text[:-1] if text.startswith("1 ") else text for text in counts]
+    counts = [f"one {text[2:-1]}" if text.startswith("1 ") else text for text in counts]
     several = counts if len(results.cases) > 1 else counts[:2]
     compared = f", compared with `{results.reference}`" if len(results.ways) > 1 else ""
     subtitle = f"{enumerated(several)}{compared}"
@@ -39,7 +39,7 @@ def excerpt(results: Results, picture: str = "") -> str:
         picture: where the saved picture lies, as the page links it; "" for none.
     """
     tables = result_tables(results)
-    blocks = [escape(sentence) for sentence in (*results.warnings, *results.advice)]
+    blocks = [escape(paragraph) for paragraph in _paragraphs(results)]
     for table in tables:
         blocks += [f"**{escape(table.title)}**"] if len(tables) > 1 else []
         blocks.append(table_rows(table))
@@ -49,8 +49,16 @@ def excerpt(results: Results, picture: str = "") -> str:
 
 
 def _advice(results: Results) -> Section | None:
-    text = (*results.warnings, *results.advice)
+    text = _paragraphs(results)
     return Section("advice", "Advice", text) if text else None
+
+
+def _paragraphs(results: Results) -> tuple[str, ...]:
+    """Warnings, then advice: a sentence each, or a case each."""
+    if len(results.cases) == 1:
+        return (*results.warnings, *results.advice)
+    each = [(case, " ".join(results.advice_on(case))) for case in results.cases]
+    return (*results.warnings, *(f"{case}: {advice}" for case, advice in each if advice))
 
 
 def _results(results: Results) -> Section:
@@ -94,13 +102,14 @@ def _how(results: Results) -> Section:
         text += results.warnings
     elif len(results.ways) > 1 and any(r.get("batches") for r in runs):
         text.append("With one seed all ways were trained on the same batches.")
+    sizes = {r["parameters"] for r in runs if r.get("parameters")}
     rows = {
         "ways": ", ".join(results.ways),
         "reference": results.reference if len(results.ways) > 1 else "",
         "seeds": ", ".join(map(str, results.seeds)),
         "steps": _distinct(results, lambda r: r.get("steps") if r["status"] == "ok" else None),
         "best weights chosen by": _distinct(results, lambda r: r.get("monitor") and f"{r['monitor']}, {r['mode']}"),
-        "parameters": _distinct(results, lambda r: f"{p:,}" if (p := r.get("parameters")) else None),
+        "parameters": f"{sizes.pop():,}" if len(sizes) == 1 else "",  # else in the tables
         "device": _distinct(results, lambda r: r.get("device")),
         "threads": _distinct(results, lambda r: r.get("threads")),
         "versions": _distinct(results, lambda r: ", ".join(f"{n} {v}" for n, v in (r.get("versions") or {}).items())),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from statistics import fmean
 from typing import Any
@@ -50,7 +51,7 @@ def pictures_of_cases(results: Results) -> tuple[Picture, ...]:
         }
         if all(value is None for s in series.values() for value in s["value"]):
             continue
-        data: dict[str, Any] = {"series": series, "x_label": label, "y_label": name, "log": True}
+        data: dict[str, Any] = {"series": series, "x_label": label, "y_label": name, "log": True, "log_x": True}
         caption = f"`{name}`, mean over seeds, against {label}." if label else f"`{name}`, mean over seeds."
         if numbers:
             found.append(Picture(name, "curve", {**data, "x": sorted(numbers)}, caption + _left_out(results, ways)))
@@ -101,7 +102,7 @@ def _curves(results: Results, case: str, ways: list[str], of: str) -> Picture | 
     if len(x) < 2:
         return None
     series = {way: {"value": [curve.get(step) for step in x]} for way, curve in own.items()}
-    data = {"x": x, "series": series, "x_label": "step", "y_label": monitor, "log": True}
+    data = {"x": x, "series": series, "x_label": "step", "y_label": monitor, "log": True, "log_x": True}
     caption = f"`{monitor}` while it trains, mean over seeds{of}." + _left_out(results, ways)
     return Picture(f"{monitor} against steps{of}", "curve", data, caption)
 
@@ -131,10 +132,12 @@ def _mean(values: list[float | None]) -> float | None:
 
 
 def _thinned(x: list[float]) -> list[float]:
-    """The first, the last, and evenly many between them."""
+    """The first, the last, and some between them, evenly along the axis."""
     if len(x) <= _MOST_POINTS:
         return x
-    return [x[round(i * (len(x) - 1) / (_MOST_POINTS - 1))] for i in range(_MOST_POINTS)]
+    along = [math.log(v) for v in x] if x[0] > 0 and x[-1] >= 30 * x[0] else x  # as the axis of a curve is
+    wanted = [along[0] + (along[-1] - along[0]) * i / (_MOST_POINTS - 1) for i in range(_MOST_POINTS)]
+    return sorted({x[min(range(len(x)), key=lambda k: abs(along[k] - w))] for w in wanted})
 
 
 def _left_out(results: Results, ways: list[str]) -> str:

@@ -169,13 +169,17 @@ class Results:
 
     @property
     def advice(self) -> list[str]:
-        """What to do, in sentences: by case, where there are several, and by judged figure."""
-        found = []
-        for case in self.cases:
-            sentences = [s for name in self.judged(case) for s in self._advice(case, name)]
-            head = f"{case}: " if len(self.cases) > 1 else ""
-            found += [f"{head}{sentence}" for sentence in dict.fromkeys(sentences)]
-        return found
+        """What to do, in sentences; of several cases each begins with its case."""
+        several = len(self.cases) > 1
+        return [f"{case}: {s}" if several else s for case in self.cases for s in self.advice_on(case)]
+
+    def advice_on(self, case: str) -> list[str]:
+        """What to do in one case, by judged figure.
+
+        Args:
+            case: of the runs.
+        """
+        return list(dict.fromkeys(s for name in self.judged(case) for s in self._advice(case, name)))
 
     def _advice(self, case: str, name: str) -> list[str]:
         table, problems = self.figures(case, name), self.problems.get(case, {})
@@ -214,7 +218,8 @@ class Results:
             own = [f for f in self.failures if (f.case, f.way) == (case, way)]
             runs = len(only(self.runs, case=case, way=way))
             messages = list(dict.fromkeys(f.message for f in own if f.message))
-            others = f" (and {len(messages) - 1} other messages)" if len(messages) > 1 else ""
+            more = len(messages) - 1
+            others = f" (and {more} other message{'s' if more > 1 else ''})" if more > 0 else ""
             why = f": {messages[0]}{others}" if messages else ""
             ended = enumerated(list(dict.fromkeys(_ENDED.get(f.status, f.status) for f in own)))
             found.setdefault(case, {})[way] = f"{len(own)} of {runs} runs {ended}{why}"

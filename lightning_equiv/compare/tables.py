@@ -6,8 +6,8 @@ import csv
 import io
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from statistics import fmean, median, stdev
 from typing import Any
 
@@ -18,6 +18,7 @@ from lightning_equiv.compare.results import Figures, Results
 from lightning_equiv.compare.statistics import Difference
 
 MANY = 3  # more cases than that stand beside each other, a table for each figure
+_WIDEST = 8  # columns of a page's width; more are two tables
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -28,20 +29,21 @@ class Column:
     Args:
         title: its name.
         cells: case -> way -> text.
+        beside: not of the judged figures; the second of two tables has it.
     """
 
     title: str
     cells: Mapping[str, Mapping[str, str]]
+    beside: bool = True
 
 
 def result_tables(results: Results) -> tuple[Table, ...]:
     """The figures of each way, a table for each case; of many cases a table for each figure."""
-    note = _note(results)
     if len(results.cases) <= MANY:
-        return tuple(_of_case(results, case, note) for case in results.cases)
-    tables = [_of_column(results, column) for column in columns(results, results.cases)]
-    last = Table(tables[-1].title, tables[-1].header, tables[-1].rows, note)
-    return (*tables[:-1], last)
+        tables = [table for case in results.cases for table in _of_case(results, case)]
+    else:
+        tables = [_of_column(results, column) for column in columns(results, results.cases) if not _same(column)]
+    return (*tables[:-1], replace(tables[-1], note=_note(results)))
 
 
 def columns(results: Results, cases: Sequence[str]) -> list[Column]:
@@ -52,28 +54,36 @@ def columns(results: Results, cases: Sequence[str]) -> list[Column]:
         cases: those whose numbers stand in one column, and share its power of ten.
     """
     base, several = results.reference, len({name for case in cases for name in results.judged(case)}) > 1
-    found = [Column("seeds", {case: _seeds(results, case) for case in cases})]
+    found = [Column("seeds", {case: _seeds(results, case) for case in cases}, beside=False)]
     for name in dict.fromkeys(name for case in cases for name in results.judged(case)):
         figures = {case: results.figures(case, name) for case in cases}
         power = _power(figures)
-        found.append(_column(f"`{name}`{_unit(power)}", figures, lambda own, p=power: spread(own, p)))  # type: ignore[misc]
+        cells = {c: {way: spread(list(own.values()), power) for way, own in f.items()} for c, f in figures.items()}
+        found.append(Column(f"`{name}`{_unit(power)}", cells, beside=False))
         differences = {case: results.differences[case].get(name, {}) for case in cases}
         absolute = any(not d.relative for own in differences.values() for d in own.values())
         title = f"{f'`{name}`, ' if several else ''}difference from `{base}`{_unit(power) if absolute else ''}"
         cells = {c: {way: difference(d, power) for way, d in own.items()} for c, own in differences.items()}
-        found.append(Column(title, cells))
+        found.append(Column(title, cells, beside=False))
     errors = {case: results.equivariance_errors(case) for case in cases}
     sets = dict.fromkeys(name for own in errors.values() for name in own)
     for name in sets:
-        own = {case: errors[case].get(name, {}) for case in cases}
-        title = "equivariance error" + (f", {name}" if name and len(sets) > 1 else "")
-        found.append(_mean(title, own, fmean))
+        figures = {case: errors[case].get(name, {}) for case in cases}
+        power = _power(figures)
+        title = "equivariance error" + (f", {name}" if name and len(sets) > 1 else "") + _unit(power)
+        means = {c: {way: shown(_mean(own) / 10.0**power) for way, own in f.items()} for c, f in figures.items()}
+        found.append(Column(title, means))
     ratios = {"training time a step": results.costs, "inference time": results.inference}
     for title, ratio in ratios.items():
-        cells = {case: {way: f"{shown(r)} ×" for way, r in ratio(case).items()} for case in cases}
+        cells = {case: {way: f"{_ratio(r)} ×" for way, r in ratio(case).items()} for case in cases}
         found.append(Column(f"{title}, of `{base}`'s", cells))
     memory = {case: results.numbers(case, lambda r: r.get("peak_memory")) for case in cases}
-    found.append(_column("peak memory, MiB", memory, lambda own: f"{median(own):.0f}"))
+    medians = {c: {way: f"{median(own.values()):.0f}" for way, own in f.items()} for c, f in memory.items()}
+    found.append(Column("peak memory, MiB", medians))
+    sizes = {case: results.numbers(case, lambda r: r.get("parameters")) for case in cases}
+    if len({size for f in sizes.values() for own in f.values() for size in own.values()}) > 1:
+        sized = {c: {way: f"{max(own.values()):,.0f}" for way, own in f.items()} for c, f in sizes.items()}
+        found.append(Column("parameters", sized))
     return [column for column in found if any(column.cells.values())]
 
 
@@ -186,12 +196,30 @@ def difference(d: Difference, power: int = 0) -> str:
     return f"+{text}" if value > 0 else text
 
 
-def _of_case(results: Results, case: str, note: str) -> Table:
-    shown_columns = columns(results, [case])
+def _of_case(results: Results, case: str) -> list[Table]:
     ways = list(dict.fromkeys(r["way"] for r in only(results.runs, case=case)))
-    rows = [(way, *(column.cells[case].get(way, "–") for column in shown_columns)) for way in ways]
-    title = f"Ways of training, {case}" if len(results.cases) > 1 else "Ways of training"
-    return Table(title, ("", *(column.title for column in shown_columns)), tuple(rows), note)
+    found = columns(results, [case])
+    of = f", {case}" if len(results.cases) > 1 else ""
+    parts = {"Ways of training": found}
+    if len(found) > _WIDEST:
+        parts = {
+            "Ways of training": [column for column in found if not column.beside],
+            "Symmetry and cost": [column for column in found if column.beside],
+        }
+    return [
+        Table(
+            f"{title}{of}",
+            ("", *(column.title for column in part)),
+            tuple((way, *(column.cells[case].get(way, "–") for column in part)) for way in ways),
+        )
+        for title, part in parts.items()
+        if part
+    ]
+
+
+def _same(column: Column) -> bool:
+    """Whether it says how many seeds there are, and all have as many."""
+    return column.title == "seeds" and len({text for own in column.cells.values() for text in own.values()}) == 1
 
 
 def _of_column(results: Results, column: Column) -> Table:
@@ -199,16 +227,6 @@ def _of_column(results: Results, column: Column) -> Table:
     ways = [way for way in results.ways if any(way in column.cells[case] for case in cases)]
     rows = [(way, *(column.cells[case].get(way, "–") for case in cases)) for way in ways]
     return Table(f"{column.title[:1].upper()}{column.title[1:]}", ("", *cases), tuple(rows))
-
-
-def _column(title: str, figures: Mapping[str, Figures], write: Callable[[list[float]], str]) -> Column:
-    cells = {case: {way: write(list(values.values())) for way, values in own.items()} for case, own in figures.items()}
-    return Column(title, cells)
-
-
-def _mean(title: str, figures: Mapping[str, Figures], mean: Callable[[list[float]], float]) -> Column:
-    power = _power(figures)
-    return _column(f"{title}{_unit(power)}", figures, lambda own: shown(mean(own) / 10.0**power))
 
 
 def _seeds(results: Results, case: str) -> dict[str, str]:
@@ -224,13 +242,21 @@ def _seeds(results: Results, case: str) -> dict[str, str]:
 
 def _power(figures: Mapping[str, Figures]) -> int:
     """Of ten, a multiple of three, in which the largest mean has one to three digits before the point."""
-    means = [abs(fmean(values.values())) for own in figures.values() for values in own.values()]
+    means = [abs(_mean(values)) for own in figures.values() for values in own.values()]
     largest = max(means, default=0.0)
     return 0 if largest == 0 or 0.1 <= largest < 1e4 else 3 * math.floor(math.log10(largest) / 3)
 
 
+def _mean(own: Mapping[int, float]) -> float:
+    return fmean(own.values())
+
+
+def _ratio(ratio: float) -> str:
+    return f"{ratio:.2f}" if 0.1 <= ratio < 10 else shown(ratio)
+
+
 def _unit(power: int) -> str:
-    return f" × 10{str(power).translate(_SUPERSCRIPTS)}" if power else ""
+    return f" ×\N{NO-BREAK SPACE}10{str(power).translate(_SUPERSCRIPTS)}" if power else ""
 
 
 def _note(results: Results) -> str:
