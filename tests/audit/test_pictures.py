@@ -217,3 +217,14 @@ def test_without_matplotlib_it_says_what_to_install(document, monkeypatch, write
 def test_without_matplotlib_a_page_without_pictures_is_written(document, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert "</html>" in to_html(document, pictures=False)
+
+
+@pytest.mark.parametrize(("log_x", "scale"), [(True, "log"), (False, "linear")])
+def test_a_curve_may_be_logarithmic_along_x_alone(log_x, scale):
+    axes = axes_of("curve", {"x": [1.0, 100.0], "series": {"s": {"value": [1.0, 2.0]}}, "log": True, "log_x": log_x})
+    assert (axes.get_xscale(), axes.get_yscale()) == (scale, "linear")
+
+
+def test_few_points_of_a_scatter_are_drawn_larger():
+    few, many = (axes_of("scatter", {"series": {"s": {"x": [*range(n)], "y": [*range(n)]}}}) for n in (5, 500))
+    assert few.lines[0].get_markersize() > many.lines[0].get_markersize()

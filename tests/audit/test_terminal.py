@@ -120,3 +120,12 @@ def test_a_document_without_a_verdict_shows_none(document):
     for write in (to_text, with_rich):
         assert "erdict" not in write(small)
         assert "Verdict" in write(replace(small, verdict="approximate"))
+
+
+def test_where_no_bar_fits_there_are_numbers_alone():
+    series = {f"way {i}": {"value": [1.0, 0.25]} for i in range(12)}
+    picture = Picture("p", "curve", {"x": [1, 2], "series": series}, "C")
+    table = bars(picture)
+    assert table.rows == picture.numbers().rows
+    assert table.title == "C"
+    assert any("━" in cell for cell in bars(picture, 400).rows[0])

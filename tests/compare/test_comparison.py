@@ -149,7 +149,7 @@ def test_other_batches_are_said():
 def test_what_is_no_comparison_is_refused():
     with pytest.raises(ValueError, match="at least one run, got none"):
         Comparison([record(kind="trial", trial=0)])
-    with pytest.raises(ValueError, match="each run once, got RunKey.*'plain'.*more than once"):
+    with pytest.raises(ValueError, match=r"each run once, got RunKey.*'plain'.*more than once"):
         Comparison([record(), record()])
     with pytest.raises(ValueError, match="'run' or 'trial', got 'job'"):
         Comparison([record(kind="job")])
@@ -161,7 +161,7 @@ def test_it_is_loaded_from_one_or_several_files(tmp_path):
     comparison = Comparison.load(tmp_path / "a", tmp_path / "b", reference="ace", title="T")
     assert comparison.ways == ("remul", "plain", "augmentation", "ace")
     assert (comparison.reference, comparison.title) == ("ace", "T")
-    with pytest.raises(FileNotFoundError, match="there is no '.*missing'"):
+    with pytest.raises(FileNotFoundError, match=r"there is no '.*missing'"):
         Comparison.load(tmp_path / "a", tmp_path / "missing")
 
 
