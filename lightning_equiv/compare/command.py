@@ -44,7 +44,7 @@ def main(args: list[str]) -> None:
         if options.ways:
             config["ways"] = _chosen(config.get("ways"), options.ways)
         if options.draw:
-            made = Comparison.load(config["results"], title=config.get("title", ""))
+            made = Comparison.load(config["results"], reference=config.get("reference"), title=config.get("title", ""))
         else:
             made = compare(**config, retry=options.retry, progress=options.progress)
         made.print()

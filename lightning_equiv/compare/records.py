@@ -15,12 +15,12 @@ Record = dict[str, Any]
 
 | key | is |
 |---|---|
-| `kind` | "run", or "trial" of a sweep |
+| `kind` | "run", "trial" of a sweep; "cost" of a way has other keys, see `costs.py` |
 | `case`, `way`, `seed` | which run; `case` is "" where there is one only |
 | `trial` | of a sweep: its number; else None |
 | `settings` | keyword arguments that a sweep chose, {} without one |
 | `status`, `message` | "ok"; "diverged": the monitored quantity was not finite; "failed": an exception, and which |
-| `steps` | optimizer steps that were taken |
+| `asked_steps`, `steps` | optimizer steps that were wanted, and taken |
 | `seconds`, `cpu_seconds` | of training, without validation, resumed parts included |
 | `peak_memory` | MiB: of the GPU, else of the process |
 | `parameters` | of the module |
@@ -31,8 +31,9 @@ Record = dict[str, Any]
 | `curve` | logged name -> [[step, seconds, value], ...] |
 | `monitor`, `mode` | what chose the best weights, "min" or "max" |
 | `judged` | names in `metrics` that the ways are compared by |
-| `batches` | hash of the training batches |
+| `batches` | hashes of the first 1, 2, 4, 8, ... training batches |
 | `fingerprint` | hash of what must be equal for runs to be compared: data, steps, monitor, Trainer |
+| `way_fingerprint` | hash of what the way is |
 | `versions` | package -> version, and the commit of the working tree |
 | `device`, `threads`, `date` | where and when |
 

@@ -42,10 +42,10 @@ class Results:
     reference: str
 
     def __init__(self, records: Iterable[Record], *, reference: str | None = None) -> None:
-        kinds: dict[str, list[Record]] = {"run": [], "trial": []}
+        kinds: dict[str, list[Record]] = {"run": [], "trial": [], "cost": []}
         for record in records:
             if record.get("kind") not in kinds:
-                raise ValueError(f"expected records of kind 'run' or 'trial', got {record.get('kind')!r}")
+                raise ValueError(f"expected records of kind {', '.join(kinds)}, got {record.get('kind')!r}")
             kinds[record["kind"]].append(record)
         if not kinds["run"]:
             raise ValueError("expected the records of at least one run, got none: run the comparison first")
@@ -234,7 +234,7 @@ class Results:
                 runs = only(self.runs, case=case, seed=seed, status="ok")
                 runs = sorted((r for r in runs if r.get("batches")), key=lambda r: bool(r["way"] != self.reference))
                 for r in runs[1:]:
-                    if r["batches"] != runs[0]["batches"]:
+                    if not _same_batches(r["batches"], runs[0]["batches"]):
                         other.setdefault((case, r["way"], runs[0]["way"]), []).append(seed)
         return tuple(
             f"Take care: `{way}` was trained on other batches than `{base}` with {_seeds(seeds)}"
@@ -271,6 +271,11 @@ def training_seconds(record: Record) -> float | None:
 def on_cpu(record: Record) -> bool:
     """Whether it was trained on a CPU."""
     return str(record.get("device", "")).startswith("cpu")
+
+
+def _same_batches(some: dict[str, str], others: dict[str, str]) -> bool:
+    """Whether the first batches were equal, as many as both have seen."""
+    return all(some[count] == others[count] for count in some.keys() & others.keys())
 
 
 def _quotient(value: float | None, count: int | None) -> float | None:

@@ -61,7 +61,7 @@ def compare(
     threads: int | None = None,
     save_every: float = 60.0,
     retry: bool = False,
-    reference: str = PLAIN,
+    reference: str | None = None,
     title: str = "",
     progress: bool = True,
 ) -> Comparison:
@@ -108,7 +108,7 @@ def compare(
         threads: of torch in one run; None shares the cores among `jobs`.
         save_every: seconds between two savings of a run, each at the end of an epoch.
         retry: do runs again that failed.
-        reference: the way that others are compared with.
+        reference: the way that others are compared with: "plain" where there is one, else the first.
         title: of the page.
         progress: show a progress bar over all runs.
 
@@ -152,6 +152,7 @@ def compare(
         threads=_threads(jobs) if threads is None and executor is None else threads,
         retry=retry,
     )
+    reference = reference or (PLAIN if PLAIN in found else next(iter(found), PLAIN))
     numbers = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
     _check(plan, found, numbers, jobs, reference)
     _check_results(plan, found)
@@ -313,8 +314,8 @@ def _check(plan: Plan, ways: Mapping[str, Way], seeds: Sequence[int], jobs: int,
         raise ValueError(f"expected seeds that differ, at least one, got {list(seeds)}")
     if not ways or not plan.cases:
         raise ValueError(f"expected at least one way and one case, got {list(ways)}, {list(plan.cases)}")
-    if equal == "compute" and seconds is None and reference not in ways:
-        raise ValueError(f"equal='compute' takes the seconds of reference={reference!r}: it is none of {list(ways)}")
+    if reference not in ways:
+        raise ValueError(f"expected the reference to be one of the ways {list(ways)}, got {reference!r}")
     counts = {name: len(way.trials()) for name, way in ways.items()}
     if len(set(counts.values())) > 1:
         raise ValueError(f"expected the same number of trials for all ways, or the sweep favours some; got {counts}")

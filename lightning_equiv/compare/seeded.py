@@ -104,7 +104,7 @@ class GlobalState:
         torch.set_rng_state(torchs)
         random.setstate(pythons)
         if numpys:
-            sys.modules["numpy.random"].set_state(numpys)  # type: ignore[attr-defined]
+            sys.modules["numpy.random"].set_state(numpys)
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
@@ -124,7 +124,7 @@ def seed_all(*key: object) -> None:
     torch.manual_seed(seed)
     random.seed(seed)
     if numpy := sys.modules.get("numpy.random"):
-        numpy.seed(seed)  # type: ignore[attr-defined]
+        numpy.seed(seed)
 
 
 def seed_data(data: L.LightningDataModule, seed: int, seen: Callable[[Any], None]) -> None:

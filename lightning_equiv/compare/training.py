@@ -100,8 +100,9 @@ class _Run:
         self.file = folder / "last.ckpt"
         self.batches = BatchHash()
         self.watch = Watch(plan.monitor, plan.watch, self.batches, self.file, plan.save_every)
-        chosen_by = {"monitor": plan.monitor, "mode": plan.mode}
-        self.best = ModelCheckpoint(folder / "best", save_on_train_epoch_end=False, **chosen_by)
+        self.best = ModelCheckpoint(
+            folder / "best", monitor=plan.monitor, mode=plan.mode, save_on_train_epoch_end=False
+        )
         self.parameters: int | None = None
         self.device, self.memory = "", 0.0
         self.metrics: dict[str, float] = {}

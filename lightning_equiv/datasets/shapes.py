@@ -151,6 +151,7 @@ class ShapesDataModule(InMemoryDataModule):
         num_points: P.
         noise: standard deviation of the jitter, in units of the cloud's root mean square radius.
         crop: largest fraction of the surface that is cut off.
+        rotated: in any pose; False leaves the bodies upright, so that their pose tells something of their class.
 
     The other arguments are those of `InMemoryDataModule`.
 
@@ -174,6 +175,7 @@ class ShapesDataModule(InMemoryDataModule):
     num_points: int = 256
     noise: float = NOISE
     crop: float = CROP
+    rotated: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -181,7 +183,12 @@ class ShapesDataModule(InMemoryDataModule):
 
     def _draw(self, split: str, seed: int) -> Samples:
         return shapes_dataset(
-            self._size(split), num_points=self.num_points, noise=self.noise, crop=self.crop, seed=seed
+            self._size(split),
+            num_points=self.num_points,
+            noise=self.noise,
+            crop=self.crop,
+            rotated=self.rotated,
+            seed=seed,
         )
 
 

@@ -32,7 +32,7 @@ def record(way="plain", seed=0, case="", **changes):
         "monitor": "val_mse",
         "mode": "min",
         "judged": ["mse"],
-        "batches": f"batches of {seed}",
+        "batches": {"1": f"first of {seed}", "2": f"two of {seed}"},
         "fingerprint": f"fingerprint {case}",
         "versions": {"torch": "2.9.0", "commit": "0123abc"},
         "device": "cpu",

@@ -140,7 +140,8 @@ def test_other_fingerprints_are_refused():
 
 
 def test_other_batches_are_said():
-    runs = [*records(TABLE), record("ace", 1, batches="other"), record("ace", 2, batches="other")]
+    other = {"1": "other"}
+    runs = [*records(TABLE), record("ace", 1, batches=other), record("ace", 2, batches=other)]
     (warning,) = Comparison(runs).warnings
     assert "`ace` was trained on other batches than `plain` with seeds 1 and 2" in warning
     assert Comparison(records(TABLE)).warnings == ()

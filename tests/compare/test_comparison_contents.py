@@ -161,7 +161,7 @@ def test_what_a_sweep_chose(comparison):
 
 
 def test_other_batches_come_first():
-    comparison = Comparison([*records(TABLE), record("ace", 1, batches="other")])
+    comparison = Comparison([*records(TABLE), record("ace", 1, batches={"1": "other"})])
     assert section(comparison, "advice").text[0] == comparison.warnings[0]
     assert comparison.warnings[0] in section(comparison, "how").text
     assert "same batches" not in str(comparison)
