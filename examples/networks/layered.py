@@ -31,3 +31,9 @@ class LayeredNetwork(nn.Module):
             y = norm(y.flatten(2)).relu().view_as(y)
             x = y.amax(2) if y.ndim == 5 else y  # (B, C, H, H)
         return self.head(torch.cat([x.mean((-2, -1)), x.amax((-2, -1))], dim=-1))
+
+
+def mlp(pixels: int, width: int = 512) -> nn.Module:
+    """An ordinary network of about as many weights, from images of so many pixels to the logits of ten digits."""
+    layers = [nn.Linear(pixels, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 10)]
+    return nn.Sequential(nn.Flatten(), *layers)

@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import inspect
 import json
+import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -94,8 +95,8 @@ def _imported(path: str, what: str) -> Callable[..., Any]:
                 return found
         raise ValueError(f"{what}: expected a class path with its package, such as package.module.{name}, got {name!r}")
     try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
+        return pkgutil.resolve_name(path)
+    except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"{what}: {path} is not there: {error}") from None
 
 

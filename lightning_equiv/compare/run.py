@@ -21,7 +21,7 @@ from lightning_equiv.compare.made import Spec, class_of
 from lightning_equiv.compare.plan import Extra, Plan
 from lightning_equiv.compare.records import Record, RunKey, key_of, read
 from lightning_equiv.compare.training import train
-from lightning_equiv.compare.way import PLAIN, Way, as_ways, without_teacher
+from lightning_equiv.compare.way import PLAIN, Way, as_ways
 from lightning_equiv.layers.choose import Layers
 from lightning_equiv.strategies.base import Target
 from lightning_equiv.symmetry.symmetry import Symmetry, as_symmetry
@@ -324,7 +324,7 @@ def _check(plan: Plan, ways: Mapping[str, Way], seeds: Sequence[int], jobs: int,
             try:
                 tried = way.with_settings(settings)
                 made = tried.make_model(plan.model)
-                tried.make_callbacks(without_teacher(plan.given), 0)
+                tried.make_callbacks(plan.given, 0, dry=True)
             except ValueError as error:
                 raise ValueError(f"way {name!r}: {error}") from None
             if not isinstance(made, L.LightningModule):

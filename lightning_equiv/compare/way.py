@@ -51,8 +51,13 @@ class Way:
         own = {name: value for name, value in self.settings.items() if "." not in name}
         return make(default if self.model is None else self.model, "model", **own)
 
-    def make_callbacks(self, given: Mapping[str, Any], seed: int) -> list[L.Callback]:
+    def make_callbacks(self, given: Mapping[str, Any], seed: int, dry: bool = False) -> list[L.Callback]:
         """Fresh callbacks; the seeds of strategies are raised by the run's.
+
+        Args:
+            given: see `ready_made`.
+            seed: of the run.
+            dry: only to see that they can be made: without those that have a teacher, which may take long to make.
 
         Raises:
             ValueError: a setting names a callback that is not there.
@@ -68,6 +73,9 @@ class Way:
                 continue
             said = dict(callback.get("init_args") or {}) if isinstance(callback, Mapping) else {}
             filled = {k: v for k, v in given.items() if k not in said and takes(callback, k, "callbacks")}
+            if dry and takes(callback, "teacher", "callbacks"):
+                changes.pop(getattr(class_of(callback, "callbacks"), "__name__", ""), None)
+                continue
             if "teacher" in filled:
                 filled["teacher"] = _made_teacher(filled["teacher"], seed)
             own = changes.pop(getattr(class_of(callback, "callbacks"), "__name__", ""), {})
@@ -110,14 +118,9 @@ def ready_made(given: Mapping[str, Any]) -> dict[str, Way]:
                 path = f"{strategy.__module__}.{strategy.__qualname__}"
                 way = Way([{"class_path": path, "init_args": dict(arguments)}])
                 with suppress(ValueError):  # the strategy's own check: augmentation needs to know how a batch moves
-                    way.make_callbacks(without_teacher(given), 0)
+                    way.make_callbacks(given, 0, dry=True)
                     ways[name] = way
     return ways
-
-
-def without_teacher(given: Mapping[str, Any]) -> dict[str, Any]:
-    """What is given, with something in the teacher's place that costs nothing to make, for a check."""
-    return {**given, **({"teacher": nn.Identity()} if given.get("teacher") is not None else {})}
 
 
 def as_ways(ways: Any, given: Mapping[str, Any]) -> dict[str, Way]:

@@ -152,7 +152,7 @@ def test_what_is_no_comparison_is_refused():
         Comparison([record(kind="trial", trial=0)])
     with pytest.raises(ValueError, match=r"each run once, got RunKey.*'plain'.*more than once"):
         Comparison([record(), record()])
-    with pytest.raises(ValueError, match="'run' or 'trial', got 'job'"):
+    with pytest.raises(ValueError, match="run, trial, cost, got 'job'"):
         Comparison([record(kind="job")])
 
 
