@@ -69,6 +69,7 @@ def test_of_ways_that_are_not_told_apart_the_cheapest_is_chosen_where_its_mean_i
 def test_where_the_cheapest_has_not_the_best_mean_it_says_what_that_may_lose():
     table = table_of(plain=PLAIN, remul=REMUL, recm=RECM)
     assert -interval(REMUL, RECM)[0] == pytest.approx(0.0603, abs=1e-4)
+    assert "Choose recm where cost counts: it takes 0.91 times" in said(table, {"remul": 1.1, "recm": 1})[-2]
     assert said(table, {"remul": 1.8, "recm": 1.2})[-2:] == [
         "Choose recm where cost counts: it takes 0.67 times the cost of remul, which may be better by up to 6 %.",
         "About 98 seeds in the place of 5 would tell remul and recm apart, if difference and spread are what they are "
@@ -89,6 +90,15 @@ def test_without_costs_it_says_how_many_seeds_would_help():
     assert said(table_of(plain=PLAIN, ace=PLAIN))[-1] == (
         "plain and ace gave the same figures: more seeds will not tell them apart."
     )
+
+
+def test_a_way_without_a_cost_leaves_the_cheapest_open():
+    found = said(table_of(plain=PLAIN, remul=REMUL, recm=RECM), {"plain": 1, "remul": 1.8})
+    assert found[:2] == [
+        "remul is better than plain by 73 to 78 %, at 1.8 times the cost.",
+        "recm is better than plain by 73 to 77 %.",
+    ]
+    assert found[-1].startswith("About 98 seeds in the place of 5 would tell remul and recm apart")
 
 
 def test_of_equal_figures_the_cheaper_way_is_chosen():
