@@ -62,10 +62,7 @@ def radius_graph(
         pairs = torch.from_numpy(_tree(points, graph, gap=2 * radius).query_pairs(radius, output_type="ndarray"))
         edges = torch.cat([pairs, pairs.flip(1)]).T.to(points.device)
     else:
-        import torch_cluster
-
-        # the default of max_num_neighbors, 32, drops edges silently
-        edges = torch_cluster.radius_graph(points, radius, graph, max_num_neighbors=len(points))
+        edges = _cluster_radius_graph(points, radius, graph)
     return _sorted(_nearest(edges, points, max_neighbours))
 
 
@@ -148,6 +145,18 @@ def _tree(points: Tensor, graph: Tensor, gap: float) -> Any:
     from scipy.spatial import cKDTree
 
     return cKDTree(torch.cat([points.double(), gap * graph[:, None].double()], dim=1).cpu().numpy())
+
+
+def _cluster_radius_graph(points: Tensor, radius: float, graph: Tensor) -> Tensor:
+    """All edges from torch-cluster, which drops those beyond `max_num_neighbors` and fills n times as many on a GPU."""
+    import torch_cluster
+
+    limit = 64
+    while True:
+        edges: Tensor = torch_cluster.radius_graph(points, radius, graph, max_num_neighbors=limit)
+        if limit >= len(points) or edges.numel() == 0 or int(edges[1].bincount().max()) < limit:
+            return edges
+        limit *= 2
 
 
 def _nearest(edges: Tensor, points: Tensor, k: int | None) -> Tensor:

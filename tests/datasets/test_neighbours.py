@@ -93,6 +93,29 @@ class TestEveryLibrary:
         )
 
 
+@pytest.mark.skipif(importlib.util.find_spec("torch_cluster") is None, reason="torch_cluster is not installed")
+@pytest.mark.parametrize("radius", [0.05, 0.5, 0.8, 9.0])
+def test_room_for_neighbours_goes_by_their_number(
+    radius: float, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU torch-cluster fills n max_num_neighbors numbers twice: n squared of them for a large graph."""
+    import torch_cluster
+
+    points = torch.randn(600, 3, generator=generator)
+    rooms, original = [], torch_cluster.radius_graph
+
+    def recorded(*args: object, max_num_neighbors: int) -> Tensor:
+        rooms.append(max_num_neighbors)
+        return original(*args, max_num_neighbors=max_num_neighbors)
+
+    monkeypatch.setattr(torch_cluster, "radius_graph", recorded)
+    edges = radius_graph(points, radius, backend="torch_cluster")
+    assert torch.equal(edges, radius_graph(points, radius, backend="torch"))
+    most = int(edges[1].bincount().max())
+    assert most < rooms[-1] or most == 599
+    assert rooms[-1] <= max(64, 2 * most)
+
+
 class TestChoice:
     """Which library is used, and what is refused."""
 
