@@ -27,6 +27,7 @@ COMMANDS = {
     "benchmark_wigner.py": ["--csv", "{out}/wigner.csv"],
     "benchmark_metrics.py": ["--csv", "{out}/metrics.csv"],
     "benchmarks/remul_cost.py": ["--output", "{out}"],
+    "benchmarks/large_graph.py": ["--output", "{out}"],
     "benchmarks/gpu.py": ["--device", "cpu", "--csv", "{out}/gpu.csv"],
 }
 
