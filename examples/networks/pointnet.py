@@ -25,7 +25,8 @@ class PointNet(nn.Module):
         super().__init__()
         c = channels
         self.points = nn.Sequential(nn.Linear(3, c), nn.GELU(), nn.Linear(c, 2 * c), nn.GELU(), nn.Linear(2 * c, 4 * c))
-        self.head = nn.Sequential(nn.LayerNorm(4 * c), nn.Linear(4 * c, 2 * c), nn.GELU(), nn.Linear(2 * c, num_classes))
+        head = [nn.LayerNorm(4 * c), nn.Linear(4 * c, 2 * c), nn.GELU(), nn.Linear(2 * c, num_classes)]
+        self.head = nn.Sequential(*head)
 
     def forward(self, points: Tensor) -> Tensor:
         """Logits (B, classes) of clouds (B, P, 3)."""

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from lightning_equiv.audit.words import enumerated
 from lightning_equiv.compare.advice import advice
 from lightning_equiv.compare.records import Record, key_of, only
-from lightning_equiv.compare.statistics import Difference, paired_difference
+from lightning_equiv.compare.statistics import Difference, Mode, paired_difference
 
 Figures = dict[str, dict[int, float]]
 """Way -> seed -> number."""
@@ -83,7 +83,7 @@ class Results:
         """The figures that the ways are compared by."""
         return tuple(dict.fromkeys(name for r in only(self.runs, case=case) for name in r.get("judged") or ()))
 
-    def mode(self, case: str) -> str:
+    def mode(self, case: str) -> Mode:
         """Whether a small figure is the better one, "min" or "max"."""
         return next((r["mode"] for r in only(self.runs, case=case) if r.get("mode")), "min")
 
@@ -174,12 +174,15 @@ class Results:
         return [f"{case}: {s}" if several else s for case in self.cases for s in self.advice_on(case)]
 
     def advice_on(self, case: str) -> list[str]:
-        """What to do in one case, by judged figure.
+        """What to do in one case: sentences, or a paragraph for each of several judged figures, headed by its name.
 
         Args:
             case: of the runs.
         """
-        return list(dict.fromkeys(s for name in self.judged(case) for s in self._advice(case, name)))
+        each = {name: self._advice(case, name) for name in self.judged(case)}
+        if len(each) < 2:
+            return [s for sentences in each.values() for s in sentences]
+        return [f"`{name}`: {' '.join(sentences)}" for name, sentences in each.items()]
 
     def _advice(self, case: str, name: str) -> list[str]:
         table, problems = self.figures(case, name), self.problems.get(case, {})
