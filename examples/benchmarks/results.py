@@ -1,0 +1,240 @@
+"""docs/results.md, its tables and pictures, and the README's first table, from the JSON lines in docs/results.
+
+    python examples/benchmarks/results.py
+
+Nothing is trained: each file of lines is made by its configuration, which stands above its table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+
+from lightning_equiv import Comparison
+from lightning_equiv.compare.advice import advice
+from lightning_equiv.compare.command import configuration
+from lightning_equiv.compare.statistics import compared
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "docs" / "results"
+MARKS = "<!-- made by examples/benchmarks/results.py -->", "<!-- until here -->"
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A configuration, perhaps with a preset, and what to know about it."""
+
+    config: str
+    preset: str | None = None
+    words: str = ""
+
+    @property
+    def name(self) -> str:
+        return f"{self.config}{f'_{self.preset}' if self.preset else ''}"
+
+    @property
+    def command(self) -> str:
+        preset = f" --preset {self.preset}" if self.preset else ""
+        return f"python -m lightning_equiv compare --config examples/benchmarks/{self.config}.yaml{preset}"
+
+    def settings(self) -> dict[str, object]:
+        return configuration(ROOT / "examples" / "benchmarks" / f"{self.config}.yaml", self.preset)
+
+    def load(self) -> Comparison:
+        settings = self.settings()
+        return Comparison.load(
+            RESULTS / f"{self.name}.jsonl", reference=settings.get("reference"), title=str(settings["title"])
+        )
+
+
+EXPERIMENTS = [
+    Experiment("gravity"),
+    Experiment("gravity", "compute"),
+    Experiment("charges_sizes"),
+    Experiment("charges_field"),
+    Experiment("solids"),
+    Experiment("digits_shifts"),
+    Experiment("digits_turns"),
+    Experiment("ethanol"),
+    Experiment("aspirin"),
+]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a paper says, and what was measured of it.
+
+    Args:
+        paper: who says it.
+        says: the claim.
+        measured: what was measured, each with whether it bears the claim out: True, False, or None for neither.
+        cause: what was found of the cause, where it fails.
+    """
+
+    paper: str
+    says: str
+    measured: Callable[[dict[str, Comparison]], Iterator[tuple[str, bool | None]]]
+    cause: str = ""
+
+    def row(self, found: dict[str, Comparison]) -> str | None:
+        """A row of the table; None where nothing was measured yet."""
+        parts = list(self.measured(found))
+        if not parts:
+            return None
+        verdicts = [verdict for _, verdict in parts]
+        if all(verdicts):
+            holds = "yes"
+        elif any(verdicts):
+            holds = "in part"
+        else:
+            holds = "no" if False in verdicts else "not told apart"
+        text = "; ".join(sentence for sentence, _ in parts)
+        return f"| {self.paper}: {self.says} | {text}.{f' {self.cause}' if self.cause else ''} | {holds} |"
+
+
+def against(
+    c: Comparison, case: str, figure: str, way: str, others: Sequence[str], or_equal: bool = False
+) -> Iterator[tuple[str, bool | None]]:
+    """A way against others, which were planned: told apart by Holm's correction over these pairs."""
+    table = c.figures(case, figure)
+    where = f" ({case})" if case else ""
+    for other in others:
+        if way not in table or other not in table:
+            continue
+        pairs = compared({w: table[w] for w in (way, other)}, mode=c.mode(case), level=1 - 0.05 / len(others))
+        if not pairs or not pairs[0].told:
+            yield f"{way} was not told apart from {other}{where}", True if or_equal else None
+            continue
+        sentence = advice({w: table[w] for w in (other, way)}, {}, mode=c.mode(case), reference=other, figure=figure)[0]
+        yield sentence.rstrip(".") + where, pairs[0].better == way
+
+
+def remul(found: dict[str, Comparison]) -> Iterator[tuple[str, bool | None]]:
+    if c := found.get("gravity"):
+        weights = [w for w in c.figures("", "test_mse_ood") if w.startswith("REMUL")]
+        best = min(weights, key=lambda w: fmean(c.figures("", "test_mse_ood")[w].values()))
+        peers = [w for w in ("e3nn network", "SE(3)-Transformer") if w in c.ways]
+        yield from against(c, "", "test_mse_ood", best, peers, or_equal=True)
+        for peer in peers:
+            ratio = c.inference("")[peer] / c.inference("")[best]
+            yield f"{peer} takes {ratio:.1f} times its inference time", ratio >= 10
+
+
+def relaxation(found: dict[str, Comparison]) -> Iterator[tuple[str, bool | None]]:
+    for name in ("charges_sizes", "solids"):
+        if c := found.get(name):
+            for case in c.cases:
+                yield from against(c, case, c.judged(case)[0], "ConstraintRelaxation", ["strict"])
+
+
+def recm(found: dict[str, Comparison]) -> Iterator[tuple[str, bool | None]]:
+    if c := found.get("charges_field"):
+        rivals = ["strict", "ConstraintRelaxation", "unconstrained"]
+        for case in c.cases:
+            yield from against(c, case, c.judged(case)[0], "RECM", rivals, or_equal=True)
+
+
+def cloning(found: dict[str, Comparison]) -> Iterator[tuple[str, bool | None]]:
+    for name in ("digits_shifts", "digits_turns"):
+        if c := found.get(name):
+            symmetry = name.partition("_")[2]
+            for case, way, others in (("kept", "cloned, retain", ["plain"]), ("broken", "cloned, break", ["strict"])):
+                for sentence, verdict in against(c, case, c.judged(case)[0], way, others):
+                    yield f"{symmetry}, {sentence}", verdict
+
+
+CLAIMS = [
+    Claim(
+        "REMUL",
+        "approaches or beats equivariant networks out of distribution, at a tenth of their inference time",
+        remul,
+    ),
+    Claim("Constraint relaxation", "improves the training of strict networks", relaxation),
+    Claim("RECM", "needs no tuning, and is best or equal best however much the symmetry is broken", recm),
+    Claim("Symmetry cloning", "a clone keeps its symmetry or gives it up, as it is asked to", cloning),
+]
+
+
+def page(found: dict[str, Comparison]) -> str:
+    """The page, in Markdown."""
+    experiments = [e for e in EXPERIMENTS if e.name in found]
+    lines = [
+        "# Results",
+        "",
+        MARKS[0],
+        "",
+        "`make results` writes this page from the JSON lines in `docs/results`, a run each; the command above a table "
+        "makes its lines, on two cores of a CPU, one thread a run. [Comparing](comparing.md) says how a comparison is "
+        "made, and what its intervals mean. Sizes are small: the presets of the configurations have larger ones.",
+        "",
+        "## What the papers claim, and what was measured",
+        "",
+        "Told apart means by paired t tests over the seeds with Holm's correction over the pairs of a line.",
+        "",
+        "| claim | measured here | holds here? |",
+        "|---|---|---|",
+        *filter(None, (claim.row(found) for claim in CLAIMS)),
+        "",
+    ]
+    for e in experiments:
+        c = found[e.name]
+        commits = ", ".join(dict.fromkeys(f"`{(r.get('versions') or {}).get('commit', '?')}`" for r in c.runs))
+        lines += [
+            f"## {c.title}",
+            "",
+            f"    {e.command}",
+            "",
+            f"{len(c.runs)} runs, made at {commits}. {e.words}".strip(),
+            "",
+            c.excerpt(f"results/{e.name}.png"),
+        ]
+    return "\n".join(lines)
+
+
+def first_table(c: Comparison) -> str:
+    """The README's first table: each way on gravitating bodies."""
+    figures = {name: c.figures("", name) for name in ("test_mse_id", "test_mse_ood")}
+    errors, cost, inference = c.equivariance_errors("")["ood"], c.costs(""), c.inference("")
+    lines = [
+        "| | MSE × 1e-3 as in training | turned further | equivariance error | cost of a step | of inference |",
+        "|---|---|---|---|---|---|",
+    ]
+    for way in c.ways:
+        if all(way in figures[name] for name in figures):
+            means = (f"{1e3 * fmean(figures[name][way].values()):.2f}" for name in figures)
+            error = f"{fmean(errors[way].values()):.2g}"
+            lines.append(f"| {way} | {' | '.join(means)} | {error} | {cost[way]:.2f} | {inference[way]:.2f} |")
+    return "\n".join(lines)
+
+
+def put(text: str, path: Path) -> None:
+    """Put a text between the marks of a file."""
+    before, _, rest = path.read_text(encoding="utf-8").partition(MARKS[0])
+    _, _, after = rest.partition(MARKS[1])
+    path.write_text(f"{before}{MARKS[0]}\n\n{text}\n\n{MARKS[1]}{after}", encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, help="write everything here, and leave README and docs alone")
+    parser.add_argument("--fast-dev-run", action="store_true", help="only the first experiment")
+    options = parser.parse_args()
+    folder = options.out or RESULTS
+    folder.mkdir(parents=True, exist_ok=True)
+    experiments = EXPERIMENTS[: 1 if options.fast_dev_run else None]
+    found = {e.name: e.load() for e in experiments if (RESULTS / f"{e.name}.jsonl").exists()}
+    for name, c in found.items():
+        c.save(folder / f"{name}.csv")
+        c.save(folder / f"{name}.png")
+    (folder / "results.md" if options.out else ROOT / "docs" / "results.md").write_text(page(found), encoding="utf-8")
+    if "gravity" in found and not options.out:
+        put(first_table(found["gravity"]), ROOT / "README.md")
+    print(f"written: {folder} ({', '.join(found)})")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
