@@ -1,4 +1,4 @@
-# make demo | test | lint | typecheck | docs | clean | help
+# make demo | test | lint | typecheck | docs | results | clean | help
 # All but `clean` make what they need in .venv, once: again when pyproject.toml, constraints.txt or .ci/env.sh change.
 
 PYTHON ?= python3
@@ -10,7 +10,7 @@ RUN := $(VENV)/bin/python -m
 PINS := pyproject.toml constraints.txt .ci/env.sh
 
 .DEFAULT_GOAL := help
-.PHONY: demo test lint typecheck docs clean help check-python
+.PHONY: demo test lint typecheck docs results clean help check-python
 
 ## demo: train a small network with REMUL on gravitating particles
 demo: $(VENV)/.demo
@@ -38,6 +38,10 @@ typecheck: $(VENV)/.test
 ## docs: the pages, with warnings as errors, into site/
 docs: $(VENV)/.docs
 	$(RUN) mkdocs build --strict
+
+## results: the page of results, its tables and pictures, from the JSON lines in docs/results
+results: $(VENV)/.demo
+	$(VENV)/bin/python examples/benchmarks/results.py
 
 ## clean: remove the environment and everything the tools wrote
 clean:
