@@ -10,6 +10,7 @@ from lightning_equiv.datasets.dynamics import (
     simulate_gravity,
 )
 from lightning_equiv.datasets.in_memory import InMemoryDataModule
+from lightning_equiv.datasets.molecules import MoleculesDataModule, molecule_trajectory
 from lightning_equiv.datasets.nbody import (
     ChargedDataModule,
     GravityDataModule,
@@ -25,12 +26,14 @@ __all__ = [
     "DigitsDataModule",
     "GravityDataModule",
     "InMemoryDataModule",
+    "MoleculesDataModule",
     "ShapesDataModule",
     "charged_dataset",
     "charged_energy",
     "gravity_dataset",
     "gravity_energy",
     "knn_graph",
+    "molecule_trajectory",
     "radius_graph",
     "sample_charges",
     "sample_gravity",
