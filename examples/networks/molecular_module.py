@@ -44,7 +44,7 @@ class MolecularModule(L.LightningModule):
         network: str | Callable[..., nn.Module] = "transformer",
         settings: dict[str, Any] | None = None,
         *,
-        lr: float = 1e-3,
+        lr: float = 2e-3,
         force_weight: float = 10.0,
         energy_scale: float = 0.15,
         force_scale: float = 1.0,

@@ -40,7 +40,7 @@ class MolecularTransformer(nn.Module):
         frequency: Standard deviation of the first k along each axis, in radians per Angstrom.
     """
 
-    def __init__(self, num_blocks: int = 3, num_channels: int = 64, num_heads: int = 4, frequency: float = 1.5) -> None:
+    def __init__(self, num_blocks: int = 3, num_channels: int = 64, num_heads: int = 4, frequency: float = 2.0) -> None:
         super().__init__()
         self.embed_number = nn.Embedding(MAX_NUMBER, num_channels)
         self.waves = nn.Linear(3, num_channels, bias=False)
@@ -139,7 +139,7 @@ class E3nnForces(Gradient):
     def __init__(
         self,
         num_channels: int = 32,
-        num_layers: int = 3,
+        num_layers: int = 2,
         *,
         num_radial: int = 20,
         cutoff: float = 6.0,

@@ -79,10 +79,10 @@ def molecule_trajectory(
     shifted and rotated, its forces with it: the centre of mass is at the origin, and the atoms are as close as they can
     be to the relaxed geometry, in squared distances weighted by mass. All frames have this one orientation.
 
-    On one core a frame of ethanol takes 10 to 20 ms, one of aspirin 50 ms. The same seed gives the same frames on the
-    same machine with the same number of threads; elsewhere rounding leads to other frames of the same distribution. The
-    cache is one file for each choice of arguments. Of several processes that ask at once one computes and the others
-    wait.
+    On one core a frame of ethanol takes 10 to 15 ms, one of aspirin 50 to 80 ms. The same seed gives the same frames on
+    the same machine with the same number of threads; elsewhere rounding leads to other frames of the same distribution.
+    The cache is one file for each choice of arguments. Of several processes that ask at once one computes and the
+    others wait.
 
     Args:
         molecule: "ethanol" (9 atoms), "aspirin" (21 atoms), or a file that `ase.io.read` reads: a neutral molecule.

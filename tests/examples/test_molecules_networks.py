@@ -236,6 +236,8 @@ class TestDrift:
         result = drift(module, toy(), num_frames=4, steps=100, step=0.5)
         x = torch.stack(module.net.seen)
         mass = INERTIA * torch.tensor([12.011, 12.011, 15.999] + 6 * [1.008]).double()[:, None]
+        centre = (mass * x).sum(2)
+        torch.testing.assert_close(centre, centre[:1].expand_as(centre), rtol=0, atol=1e-6)
         v = (x[2:] - x[:-2]) / 1.0  # of velocity Verlet, exactly
         energy = torch.stack([springs(frame)["energy"] for frame in x[1:-1]]) + (mass * v.square()).sum((2, 3)) / 2
         slopes = np.polyfit(0.0005 * np.arange(99), energy.numpy(), 1)[0]
