@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_equiv.datasets import MoleculesDataModule
-from networks.molecules import E3nnForces, MolecularTransformer, SchNetForces
+
+from .molecules import E3nnForces, MolecularTransformer, SchNetForces
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "transformer": MolecularTransformer,
@@ -123,8 +124,8 @@ def drift(
         seed: of the velocities at the start.
 
     Returns:
-        {"energy_drift": the absolute slope of the total energy in meV per atom and ps, fitted by least squares, its
-        mean over the frames that did not blow up (NaN where all did), "blown_up": the share of frames that at some time
+        {"energy_drift": the absolute slope of the total energy in meV per atom and ps, fitted by least squares until a
+        frame blows up, its mean over the frames where it is finite; "blown_up": the share of frames that at some time
         had a kinetic energy that is not finite or more than ten times its mean at this temperature}.
     """
     samples = data.samples("id")
@@ -159,8 +160,10 @@ def drift(
 
     n = numbers.shape[1]
     # False for NaN
-    kept = (torch.stack(kinetic) <= TOO_HOT * 3 * n / 2 * BOLTZMANN * temperature).all(0)
-    time = step / 1000 * torch.arange(steps, dtype=x.dtype, device=x.device)  # ps
-    time = time - time.mean()
-    slopes = time @ torch.stack(total) / time.square().sum()  # eV / ps
-    return {"energy_drift": float(1000 / n * slopes[kept].abs().mean()), "blown_up": float(1 - kept.double().mean())}
+    cool = (torch.stack(kinetic) <= TOO_HOT * 3 * n / 2 * BOLTZMANN * temperature).double().cumprod(0)
+    kept = cool.bool() | (torch.arange(steps, device=x.device)[:, None] < 2)  # a slope needs two times
+    time = step / 1000 * torch.arange(steps, dtype=x.dtype, device=x.device)[:, None]  # ps
+    time = torch.where(kept, time - (time * kept).sum(0) / kept.sum(0), 0.0)
+    slopes = (time * torch.where(kept, torch.stack(total), 0.0)).sum(0) / time.square().sum(0)  # eV / ps
+    slopes = slopes[slopes.isfinite()]
+    return {"energy_drift": float(1000 / n * slopes.abs().mean()), "blown_up": float(1 - cool[-1].mean())}

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch_geometric.nn.models import SchNet
 
 from lightning_equiv import Invariant, Symmetry
-from networks.e3nn_message_passing import neighbours
-from networks.transformer import Block
+
+from .e3nn_message_passing import neighbours
+from .transformer import Block
 
 MAX_NUMBER = 100  # atomic numbers are below it
 

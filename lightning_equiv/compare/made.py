@@ -6,7 +6,6 @@ import hashlib
 import importlib
 import inspect
 import json
-import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -94,10 +93,20 @@ def _imported(path: str, what: str) -> Callable[..., Any]:
             if found := getattr(importlib.import_module(module), name, None):
                 return found
         raise ValueError(f"{what}: expected a class path with its package, such as package.module.{name}, got {name!r}")
-    try:
-        return pkgutil.resolve_name(path)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"{what}: {path} is not there: {error}") from None
+    names = path.split(".")
+    for number in range(len(names) - 1, 0, -1):
+        try:
+            found: Any = importlib.import_module(".".join(names[:number]))
+        except ModuleNotFoundError as error:
+            if error.name is not None and f"{path}.".startswith(f"{error.name}."):
+                continue  # a class, perhaps, of which a method is meant
+            raise
+        for name in names[number:]:
+            if not hasattr(found, name):
+                raise ValueError(f"{what}: {path} is not there: {found!r} has no {name!r}")
+            found = getattr(found, name)
+        return found
+    raise ValueError(f"{what}: {path} is not there: no package {names[0]!r} can be imported")
 
 
 def description(value: Any, depth: int = 6) -> Any:

@@ -261,4 +261,5 @@ class TestDrift:
                 return {"energy": positions.new_zeros(4), "forces": 1e3 * bad * positions}
 
         result = drift(MolecularModule(Away), toy(), num_frames=4, steps=20)
-        assert result == {"energy_drift": pytest.approx(0, abs=1e-9), "blown_up": 0.5}
+        assert result["blown_up"] == 0.5
+        assert result["energy_drift"] > 1e6  # of the frame that explodes, until it does; the one of NaN has no slope
