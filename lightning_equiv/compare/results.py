@@ -34,11 +34,13 @@ class Results:
     Attributes:
         runs: in the order of the records.
         trials: of a sweep.
+        timed: what steps cost, measured side by side, for a comparison at equal compute.
         reference: the way that the others are compared with.
     """
 
     runs: tuple[Record, ...]
     trials: tuple[Record, ...]
+    timed: tuple[Record, ...]
     reference: str
 
     def __init__(self, records: Iterable[Record], *, reference: str | None = None) -> None:
@@ -59,6 +61,7 @@ class Results:
             raise ValueError(f"expected the reference to be one of the ways {ways}, got {reference!r}")
         object.__setattr__(self, "runs", tuple(kinds["run"]))
         object.__setattr__(self, "trials", tuple(kinds["trial"]))
+        object.__setattr__(self, "timed", tuple(kinds["cost"]))
         object.__setattr__(self, "reference", reference or ("plain" if "plain" in ways else ways[0]))
         for case in self.cases:
             self._check_fingerprints(case)
@@ -121,11 +124,14 @@ class Results:
     def costs(self, case: str) -> dict[str, float]:
         """Time of a training step, relative to the reference's: the median over seeds of the ratio within a seed.
 
-        On a CPU its own time counts, which does not depend on what else is running.
+        On a CPU its own time counts. Where steps were timed side by side, that is what counts.
 
         Args:
             case: of the runs.
         """
+        timed = {r["way"]: r["step_seconds"] for r in self.timed if r["case"] == case and r["way"] in self.ways}
+        if self.reference in timed:
+            return {way: seconds / timed[self.reference] for way, seconds in timed.items()}
         return self._ratios(case, lambda r: _quotient(training_seconds(r), r.get("steps")))
 
     def inference(self, case: str) -> dict[str, float]:

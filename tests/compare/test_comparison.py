@@ -170,3 +170,11 @@ def test_it_does_not_change():
     comparison = Comparison(records(TABLE))
     with pytest.raises(FrozenInstanceError):
         comparison.reference = "remul"
+
+
+def test_costs_that_were_measured_side_by_side_come_first():
+    runs = [record("plain", 0, cpu_seconds=1.0), record("remul", 0, cpu_seconds=9.0)]
+    timed = [{"kind": "cost", "case": "", "way": w, "seed": -1, "trial": None, "step_seconds": s}
+             for w, s in (("plain", 2.0), ("remul", 3.0), ("gone", 1.0))]  # fmt: skip
+    assert Comparison(runs).costs("") == {"plain": 1.0, "remul": 9.0}
+    assert Comparison([*runs, *timed]).costs("") == {"plain": 1.0, "remul": 1.5}
