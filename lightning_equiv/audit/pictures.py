@@ -73,8 +73,12 @@ def style() -> Iterator[None]:
         yield
 
 
-def figure(document: Document) -> Figure:
+def figure(document: Document, one_legend: bool = False) -> Figure:
     """All pictures of a document, at most three in a row, each under its title.
+
+    Args:
+        document: whose pictures are drawn.
+        one_legend: above all of them, which have the same series; else each has its own.
 
     Raises:
         ImportError: there is no matplotlib.
@@ -86,12 +90,22 @@ def figure(document: Document) -> Figure:
         rows = [pictures[i : i + 3] for i in range(0, len(pictures), 3)]
         heights = [max(height(picture) for picture in row) + 0.3 for row in rows]
         columns = max(map(len, rows), default=1)
-        whole = Figure(figsize=(WIDTH * columns, sum(heights) or 1.0), layout="constrained")
+        labels = list(dict.fromkeys(name for picture in pictures for name in picture.data["series"]))
+        one_legend = one_legend and len(labels) > 1
+        beside = max(1, int(WIDTH * columns / (0.9 + 0.075 * max(map(len, labels))))) if one_legend else 1
+        above = 0.22 * math.ceil(len(labels) / beside) + 0.1 if one_legend else 0.0
+        whole = Figure(figsize=(WIDTH * columns, sum(heights) + above or 1.0), layout="constrained")
         if rows:
+            top, body = whole.subfigures(2, 1, height_ratios=[above, sum(heights)]) if one_legend else (None, whole)
             # Panels of their own: the long labels of one take no room from the others.
-            panels = whole.subfigures(len(rows), columns, squeeze=False, height_ratios=heights)
+            panels = body.subfigures(len(rows), columns, squeeze=False, height_ratios=heights)
+            handles: dict[str, Any] = {}
             for part, picture in zip(panels.flat, pictures, strict=False):
-                draw(picture, part.subplots(), title=picture.title)
+                axes = part.subplots()
+                draw(picture, axes, title=picture.title, legend=not one_legend)
+                handles |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
+            if top is not None:
+                top.legend(list(handles.values()), list(handles), loc="center left", ncols=beside)
             whole.draw_without_rendering()  # lays it out, and formats its ticks, while this style holds
         return whole
 
@@ -122,18 +136,19 @@ def height(picture: Picture) -> float:
     return 3.0 + legend
 
 
-def draw(picture: Picture, axes: Axes, title: str | None = None) -> None:
+def draw(picture: Picture, axes: Axes, title: str | None = None, legend: bool = True) -> None:
     """Draw a picture; its legend lies above the axes, where it hides nothing.
 
     Args:
         picture: of any kind.
         axes: matplotlib's.
         title: above the legend.
+        legend: whether there is one.
     """
     _DRAW[picture.kind](axes, picture.data)
     handles, labels = axes.get_legend_handles_labels()
     rows = 0
-    if len(labels) > 1:
+    if legend and len(labels) > 1:
         last = sorted(range(len(labels)), key=lambda i: labels[i].startswith("floor"))
         handles, labels = [handles[i] for i in last], [labels[i] for i in last]
         columns = _columns(labels)

@@ -83,7 +83,7 @@ class Comparison(Results):
 
     def figure(self) -> Any:
         """All pictures as one matplotlib figure."""
-        return figure(self.document)
+        return figure(self.document, one_legend=True)
 
     def markdown(self) -> str:
         """The whole report as Markdown."""
