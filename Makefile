@@ -12,9 +12,9 @@ PINS := pyproject.toml constraints.txt .ci/env.sh
 .DEFAULT_GOAL := help
 .PHONY: demo test lint typecheck docs results clean help check-python
 
-## demo: train a small network with REMUL on gravitating particles
+## demo: train a small network on gravitating particles four ways, two of them with REMUL
 demo: $(VENV)/.demo
-	$(VENV)/bin/python examples/nbody_remul.py --preset quick
+	$(VENV)/bin/python examples/nbody_remul.py
 
 # All three run, also after one has failed; pytest comes last, so that its closing line is the last thing to read.
 # Two test processes with one thread each: more threads than cores is slower by far.

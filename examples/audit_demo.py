@@ -5,7 +5,7 @@ augmentation, with REMUL. The SchNet is torch-geometric's, trained for a moment 
 drawn here (Morse potentials between pairs); its forces are the gradient of its energy.
 
     python examples/audit_demo.py --preset quick       a few minutes on two cores
-    python examples/audit_demo.py --preset full        networks as large, and trained as long, as in nbody_remul.py
+    python examples/audit_demo.py --preset full        a larger Transformer, 8,000 steps
     python examples/audit_demo.py --redraw             only the pages, from the figures of an earlier run
 
 Writes the figures of each network (.json) and, of those that belong together, one page (.html, .md), one picture (.png)
@@ -16,19 +16,21 @@ from __future__ import annotations
 
 import argparse
 import csv
+import logging
+import warnings
 from pathlib import Path
 
 import lightning as L
 import torch
-from nbody_remul import FAST_DEV_RUN, PRESETS, SYMMETRY, train
+from nbody_remul import SYMMETRY, WAYS
+from networks.tasks import Particles
 from networks.transformer import ParticleTransformer
-from shared.comparison import quiet
 from torch import Tensor, nn
 from torch_geometric.data import Batch, Data
 from torch_geometric.loader import DataLoader
 from torch_geometric.nn import SchNet
 
-from lightning_equiv import REMUL, EquivarianceReport, GroupAugmentation, Invariant, Point, Symmetry, audit
+from lightning_equiv import EquivarianceReport, Invariant, Point, Symmetry, audit
 from lightning_equiv.datasets import radius_graph
 from lightning_equiv.datasets.nbody import GravityDataModule
 
@@ -37,6 +39,8 @@ PAGES = {  # what stands side by side, by its name on the page; one network is a
     "audit_nbody_training": {"before training": "nbody_untrained", "after training": "nbody_plain"},
     "audit_schnet": {"SchNet": "schnet"},
 }
+TRANSFORMERS = {"fast": (1, 16, 2), "quick": (3, 64, 4), "full": (4, 128, 8)}  # blocks, channels, heads
+STEPS = {"fast": 2, "quick": 3000, "full": 8000}
 SCHNET_STEPS = {"quick": 500, "full": 5000}
 CUTOFF = 4.0  # Angstrom
 
@@ -44,27 +48,34 @@ CUTOFF = 4.0  # Angstrom
 # ---- bodies under gravity -------------------------------------------------------------------------------------------
 def nbody_reports(options: argparse.Namespace) -> dict[str, EquivarianceReport]:
     """The Transformer before training, and trained three ways."""
-    preset = FAST_DEV_RUN if options.fast_dev_run else PRESETS[options.preset]
-    data = GravityDataModule(test_size=preset.eval_size, eval_batch_size=256, seed=options.seed)
+    preset = "fast" if options.fast_dev_run else options.preset
+    data = GravityDataModule(
+        test_size=32 if options.fast_dev_run else 2000, eval_batch_size=256, steps_per_epoch=250, seed=options.seed
+    )
 
     def report(name: str, net: nn.Module) -> EquivarianceReport:
         sizes = {"draws": 4, "num_inputs": 16} if options.fast_dev_run else {}
         return audit(net, data, SYMMETRY, labels="targets", name=name, progress=options.progress, **sizes)
 
-    ways = {
-        "plain": None,
-        "augmentation": GroupAugmentation(SYMMETRY, seed=options.seed),
-        "REMUL": REMUL(SYMMETRY, network="net", weight=preset.weight, target="targets", seed=options.seed),
-    }
     reports = {}
-    for way, strategy in ways.items():
+    for way, name in {"plain": "plain", "augmentation": "augmentation", "REMUL": "REMUL(10)"}.items():
         L.seed_everything(options.seed, verbose=False)
-        net = ParticleTransformer(preset.blocks, preset.channels, preset.heads)
-        if strategy is None:
-            reports["nbody_untrained"] = report("untrained Transformer", net)
-        result = train(way, net, strategy, preset, options)
-        print(f"{way}: {result.train_seconds:.0f} s", flush=True)
-        reports[f"nbody_{way.lower()}"] = report(f"Transformer, {way}", result.module.net)
+        module = Particles(ParticleTransformer(*TRANSFORMERS[preset]))
+        if way == "plain":
+            reports["nbody_untrained"] = report("untrained Transformer", module.net)
+        L.Trainer(
+            max_steps=STEPS[preset],
+            gradient_clip_val=10.0,
+            limit_val_batches=0,
+            callbacks=WAYS[name].make_callbacks({}, options.seed),
+            accelerator=options.accelerator,
+            devices=1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            enable_progress_bar=options.progress,
+        ).fit(module, datamodule=data)
+        reports[f"nbody_{way.lower()}"] = report(f"Transformer, {way}", module.net)
     return reports
 
 
@@ -172,7 +183,8 @@ def main(arguments: list[str] | None = None) -> dict[str, EquivarianceReport]:
     parser.add_argument("--fast-dev-run", action="store_true", help="a few steps of tiny networks, to see that it runs")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
-    quiet()
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)  # the tables are the output
+    warnings.filterwarnings("ignore", module="lightning")
     names = {name for page in PAGES.values() for name in page.values()}
     if options.redraw:
         reports = {name: EquivarianceReport.load(options.out / f"audit_{name}.json") for name in names}

@@ -17,8 +17,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from nbody_constraint_relaxation import LAYERS, SYMMETRY, Charges
+from nbody_constraint_relaxation import LAYERS, SYMMETRY
 from networks.e3nn_message_passing import E3nnMessagePassing
+from networks.tasks import Particles
 from torch import Tensor
 
 from lightning_equiv import RECM, ConstraintRelaxation
@@ -36,14 +37,13 @@ def seconds(calls: list[Callable[[], object]], rounds: int) -> list[float]:
     return [statistics.median(t[len(t) // 5 :]) for t in times]
 
 
-def stepper(module: Charges, batch: dict[str, Tensor]) -> Callable[[], None]:
+def stepper(module: Particles, batch: dict[str, Tensor]) -> Callable[[], None]:
     """One optimiser step of a hand-written loop."""
-    module.log = lambda *_, **__: None  # type: ignore[method-assign]
     optimizer = torch.optim.Adam(module.parameters(), lr=0.0)
 
     def step() -> None:
         optimizer.zero_grad()
-        module.training_step(batch).backward()
+        module.training_step(batch, 0).backward()
         optimizer.step()
 
     return step
@@ -72,9 +72,9 @@ def main() -> None:
     rounds = 2 if options.fast_dev_run else options.rounds
     batch = charged_dataset(50, steps=10)
 
-    def fresh() -> Charges:
+    def fresh() -> Particles:
         torch.manual_seed(0)
-        return Charges(E3nnMessagePassing("16x0e+16x1o", 3), lr=0.0, steps=1)
+        return Particles(E3nnMessagePassing("16x0e+16x1o", 3), lr=0.0)
 
     strict, relaxed, projected, recurrent = (fresh() for _ in range(4))
     strategy, dormant = (ConstraintRelaxation(SYMMETRY, LAYERS) for _ in range(2))

@@ -12,12 +12,12 @@ Prints a table and writes it: without_a_trainer.csv, .md.
 from __future__ import annotations
 
 import argparse
+import csv
 import itertools
 from pathlib import Path
 
 import torch
 from networks.e3nn_message_passing import E3nnMessagePassing
-from shared.comparison import write_table
 from torch import Tensor
 
 from lightning_equiv import (
@@ -90,9 +90,13 @@ def main(argv: list[str] | None = None) -> None:
             mse = module.loss_of(next(iter(data.val_dataloader())))[0]
         rows.append([way, f"{1e3 * mse:.2f}", f"{max(errors):.2e}", f"{errors[-1]:.2e}"])
     header = ["training", "validation MSE x 1e-3", "largest equivariance error", "equivariance error at the end"]
-    path = options.out / f"without_a_trainer{'_fast_dev_run' if small else ''}"
-    write_table([header, *rows], path, f"python examples/without_a_trainer.py{' --fast-dev-run' if small else ''}")
-    print(path.with_suffix(".md").read_text())
+    path = options.out / f"without_a_trainer{'_fast_dev_run' if small else ''}.csv"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([header, *rows])
+    table = "\n".join(f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows))
+    path.with_suffix(".md").write_text(f"`python examples/without_a_trainer.py`\n\n{table}\n")
+    print(table)
 
 
 if __name__ == "__main__":

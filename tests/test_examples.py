@@ -1,27 +1,33 @@
-"""Every example runs, a few steps of it; what it writes is there and finite."""
+"""Every example and every configuration of a benchmark runs, a few steps of it; what it writes is there and finite."""
 
 from __future__ import annotations
 
 import csv
 import importlib.util
+import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
+
+from lightning_equiv.__main__ import main
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = {
     "audit_demo.py": ["--no-progress", "--threads", "1", "--out", "{out}"],
-    "nbody_remul.py": ["--no-progress", "--threads", "1", "--out", "{out}"],
-    "nbody_constraint_relaxation.py": ["--no-progress", "--threads", "1", "--out", "{out}"],
-    "digits_symmetry_cloning.py": ["--no-progress", "--threads", "1", "--out", "{out}"],
-    "nbody_symmetry_cloning.py": ["--no-progress", "--threads", "1", "--out", "{out}"],
+    "quickstart.py": [],  # it only prints
+    "nbody_remul.py": ["--out", "{out}"],
+    "nbody_constraint_relaxation.py": ["--out", "{out}"],
+    "digits_symmetry_cloning.py": ["--out", "{out}"],
+    "nbody_symmetry_cloning.py": ["--out", "{out}"],
     "without_a_trainer.py": ["--out", "{out}"],
-    "nbody_recm.py": ["--no-progress", "--threads", "1", "--out", "{out}"],
-    "shapes_constraint_relaxation.py": ["--no-progress", "--threads", "1", "--out", "{out}"],
+    "nbody_recm.py": ["--out", "{out}"],
+    "shapes_constraint_relaxation.py": ["--out", "{out}"],
     "benchmark_relaxation.py": ["--csv", "{out}/relaxation.csv"],
     "benchmark_cloning.py": ["--csv", "{out}/cloning.csv"],
     "benchmark_wigner.py": ["--csv", "{out}/wigner.csv"],
@@ -30,6 +36,14 @@ COMMANDS = {
     "benchmarks/large_graph.py": ["--output", "{out}"],
     "benchmarks/gpu.py": ["--device", "cpu", "--csv", "{out}/gpu.csv"],
 }
+RUNS = {  # cases x ways of each configuration, and the ways that need what the tests do not
+    "charges_field": (4 * 7, ()),
+    "charges_sizes": (3 * 7, ()),
+    "digits_shifts": (2 * 4, ()),
+    "digits_turns": (2 * 6, ()),
+    "gravity": (8, ("SE(3)-Transformer",)),
+    "solids": (2 * 7, ()),
+}
 
 
 def test_every_example_has_a_row() -> None:
@@ -37,6 +51,14 @@ def test_every_example_has_a_row() -> None:
     scripts = [*examples.glob("*.py"), *examples.glob("benchmarks/*.py")]
     with_escnn = "benchmarks/agree_with_escnn.py"  # see below
     assert {path.relative_to(examples).as_posix() for path in scripts} == {*COMMANDS, with_escnn}
+    assert {path.stem for path in examples.glob("benchmarks/*.yaml")} == {*RUNS}
+
+
+def all_ok(file: Path) -> int:
+    """How many runs of a comparison there are, once all ended well."""
+    records = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [(r["case"], r["way"], r["message"]) for r in records if r["status"] != "ok"] == []
+    return len(records)
 
 
 @pytest.mark.slow
@@ -47,6 +69,12 @@ def test_runs(script: str, tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
+    for file in tmp_path.glob("*_fast_dev_run.jsonl"):
+        assert all_ok(file)
+    if script == "quickstart.py":
+        lines = [re.findall(r"\d+\.\d+", line) for line in done.stdout.splitlines()]
+        assert [len(line) for line in lines] == [4, 4]  # plain, REMUL
+        return
     tables = list(tmp_path.glob("*.csv"))
     assert tables
     for table in tables:
@@ -57,6 +85,18 @@ def test_runs(script: str, tmp_path: Path) -> None:
         numbers = [float(cell) for row in rows for cell in row if cell.replace(".", "").replace("e-", "").isdigit()]
         assert numbers
         assert all(math.isfinite(number) for number in numbers)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RUNS)
+def test_every_configuration_of_a_benchmark_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, (runs, left_out) = ROOT / "examples" / "benchmarks" / f"{name}.yaml", RUNS[name]
+    ways = [way for way in yaml.safe_load(config.read_text())["ways"] if way not in left_out]
+    words = ["compare", "--config", str(config), "--fast-dev-run", "--no-progress", "--ways", *ways]
+    main([*words, "--results", str(tmp_path / "runs.jsonl"), "--save", str(tmp_path / "table.csv")])
+    assert all_ok(tmp_path / "runs.jsonl") == runs
+    with (tmp_path / "table.csv").open() as file:
+        assert sum(row["way"] in ways for row in csv.DictReader(file)) >= runs
 
 
 @pytest.mark.slow
