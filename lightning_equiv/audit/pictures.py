@@ -96,7 +96,8 @@ def figure(document: Document, one_legend: bool = False) -> Figure:
         above = 0.22 * math.ceil(len(labels) / beside) + 0.1 if one_legend else 0.0
         whole = Figure(figsize=(WIDTH * columns, sum(heights) + above or 1.0), layout="constrained")
         if rows:
-            top, body = whole.subfigures(2, 1, height_ratios=[above, sum(heights)]) if one_legend else (None, whole)
+            parts: Any = whole.subfigures(2, 1, height_ratios=[above, sum(heights)]) if one_legend else (None, whole)
+            top, body = parts
             # Panels of their own: the long labels of one take no room from the others.
             panels = body.subfigures(len(rows), columns, squeeze=False, height_ratios=heights)
             handles: dict[str, Any] = {}

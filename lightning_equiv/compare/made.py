@@ -96,16 +96,16 @@ def _imported(path: str, what: str) -> Callable[..., Any]:
     names = path.split(".")
     for number in range(len(names) - 1, 0, -1):
         try:
-            found: Any = importlib.import_module(".".join(names[:number]))
+            there: Any = importlib.import_module(".".join(names[:number]))
         except ModuleNotFoundError as error:
             if error.name is not None and f"{path}.".startswith(f"{error.name}."):
                 continue  # a class, perhaps, of which a method is meant
             raise
         for name in names[number:]:
-            if not hasattr(found, name):
-                raise ValueError(f"{what}: {path} is not there: {found!r} has no {name!r}")
-            found = getattr(found, name)
-        return found
+            if not hasattr(there, name):
+                raise ValueError(f"{what}: {path} is not there: {there!r} has no {name!r}")
+            there = getattr(there, name)
+        return there
     raise ValueError(f"{what}: {path} is not there: no package {names[0]!r} can be imported")
 
 

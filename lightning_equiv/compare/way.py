@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -72,6 +73,7 @@ class Way:
                 made.append(copy.deepcopy(callback))
                 continue
             said = dict(callback.get("init_args") or {}) if isinstance(callback, Mapping) else {}
+            said |= callback.keywords if isinstance(callback, partial) else {}
             filled = {k: v for k, v in given.items() if k not in said and takes(callback, k, "callbacks")}
             if dry and takes(callback, "teacher", "callbacks"):
                 changes.pop(getattr(class_of(callback, "callbacks"), "__name__", ""), None)
