@@ -37,7 +37,7 @@ COMMANDS = {
     "benchmarks/results.py": ["--out", "{out}"],
     "benchmarks/gpu.py": ["--device", "cpu", "--csv", "{out}/gpu.csv"],
 }
-RUNS = {  # cases x ways of each configuration (and two trials each of molecules), and the ways that need what the tests do not
+RUNS = {  # cases x ways (of molecules also two trials) of each configuration, and ways that need what the tests do not
     "aspirin": (5 * 3, ()),
     "charges_field": (4 * 7, ()),
     "charges_sizes": (2 * 7, ()),
@@ -92,6 +92,7 @@ def test_runs(script: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
+@pytest.mark.filterwarnings("ignore:.*torch-cluster:DeprecationWarning")  # while torch_geometric is imported
 def test_every_configuration_of_a_benchmark_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
