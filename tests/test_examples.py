@@ -93,9 +93,11 @@ def test_runs(script: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 @pytest.mark.filterwarnings("ignore:.*torch-cluster:DeprecationWarning")  # while torch_geometric is imported
-def test_every_configuration_of_a_benchmark_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_configuration_of_a_benchmark_runs(
+    name: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))  # one trajectory for all
     config, (runs, left_out) = ROOT / "examples" / "benchmarks" / f"{name}.yaml", RUNS[name]
     ways = [way for way in yaml.safe_load(config.read_text())["ways"] if way not in left_out]
     words = ["compare", "--config", str(config), "--fast-dev-run", "--no-progress", "--ways", *ways]
