@@ -6,6 +6,7 @@ import argparse
 import difflib
 import inspect
 import re
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -43,10 +44,13 @@ def main(args: list[str]) -> None:
         config.setdefault("results", options.config.with_suffix(".jsonl").name)
         if options.ways:
             config["ways"] = _chosen(config.get("ways"), options.ways)
+        if options.fast_dev_run and options.results is None:  # which the comparison itself would not go on from
+            config["results"] = str(Path(tempfile.mkdtemp()) / config["results"])
         if options.draw:
             made = Comparison.load(config["results"], reference=config.get("reference"), title=config.get("title", ""))
         else:
-            made = compare(**config, retry=options.retry, progress=options.progress)
+            config = {"progress": options.progress, **config, **({"retry": True} if options.retry else {})}
+            made = compare(**config)
         made.print()
         for file in [save] if isinstance(save, str) else save:
             print(f"written: {made.save(file)}")

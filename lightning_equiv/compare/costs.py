@@ -11,7 +11,7 @@ import lightning as L
 import torch
 
 from lightning_equiv.compare.plan import Plan
-from lightning_equiv.compare.records import Record, append
+from lightning_equiv.compare.records import Record
 from lightning_equiv.compare.seeded import seed_all, seed_data
 from lightning_equiv.compare.training import make_trainer, quiet
 from lightning_equiv.compare.versions import versions
@@ -29,7 +29,7 @@ class _Stopwatch(L.Callback):
     def __init__(self) -> None:
         self.start = self.first = 0.0
         self.steps: list[float] = []
-        self._before = 0.0
+        self._before = self._paused = 0.0
 
     def begin(self, device: torch.device) -> None:
         self.clock = time.process_time if device.type == "cpu" else time.perf_counter
@@ -37,6 +37,12 @@ class _Stopwatch(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.first = self._before = self.clock()
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._paused = self.clock()
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._before += self.clock() - self._paused
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         if pl_module.device.type == "cuda":
@@ -47,7 +53,7 @@ class _Stopwatch(L.Callback):
 
 
 def measure_costs(plan: Plan, ways: Mapping[str, Way], case: str, seed: int) -> list[Record]:
-    """Seconds before the first step, and of a step, of each way; the ways take turns. Appended to the results.
+    """Seconds before the first step, and of a step, of each way; the ways take turns.
 
     Args:
         plan: of the comparison.
@@ -69,9 +75,8 @@ def measure_costs(plan: Plan, ways: Mapping[str, Way], case: str, seed: int) -> 
                 seed_data(data, seed, lambda batch: None)
                 data.prepare_data()
                 data.setup("fit")
-                trainer = make_trainer(
-                    plan, _STEPS, [*callbacks, watch], limit_val_batches=0, enable_checkpointing=False
-                )
+                once = {"limit_val_batches": 1, "enable_checkpointing": False}  # a schedule may look at validation
+                trainer = make_trainer(plan, _STEPS, [*callbacks, watch], **once)
                 watch.begin(trainer.strategy.root_device)
                 trainer.fit(module, datamodule=data)
                 fixed.setdefault(name, watch.first - watch.start)
@@ -90,7 +95,6 @@ def measure_costs(plan: Plan, ways: Mapping[str, Way], case: str, seed: int) -> 
             "way_fingerprint": plan.fingerprint_of_way(way),
             "versions": versions(),
         }
-        append(plan.results, record)
         records.append(record)
     return records
 

@@ -6,9 +6,11 @@ import hashlib
 import importlib
 import inspect
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import CellType, CodeType
 from typing import Any, TypeAlias
 
 import torch
@@ -16,6 +18,7 @@ import torch
 Spec: TypeAlias = Callable[..., Any] | Mapping[str, Any] | str
 """A factory, a class path, or {"class_path": "package.Class", "init_args": {...}} as in a configuration file."""
 _KEYS = {"class_path", "init_args"}
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
 def make(spec: Spec, what: str, **changes: Any) -> Any:
@@ -109,31 +112,64 @@ def _imported(path: str, what: str) -> Callable[..., Any]:
     raise ValueError(f"{what}: {path} is not there: no package {names[0]!r} can be imported")
 
 
-def description(value: Any, depth: int = 6) -> Any:
-    """What JSON can say of a value, the same in every process: what tells other settings from equal ones."""
+def description(value: Any, depth: int = 16) -> Any:
+    """What JSON can say of a value, the same in every process: what tells other settings from equal ones.
+
+    Of a function and a class it is the name, of a lambda and a nested function also the code and what they enclose.
+    """
     if value is None or isinstance(value, str | bool | int | float):
         return value
     if depth == 0:
         return type(value).__qualname__
+
+    def inner(part: Any) -> Any:
+        return description(part, depth - 1)
+
     if isinstance(value, Mapping):
-        return {str(key): description(item, depth - 1) for key, item in value.items()}
+        return {key if isinstance(key, str) else json.dumps(inner(key)): inner(item) for key, item in value.items()}
     if isinstance(value, set | frozenset):
-        return sorted(str(item) for item in value)
+        return sorted(json.dumps(inner(item)) for item in value)
     if isinstance(value, Sequence):
-        return [description(item, depth - 1) for item in value]
+        return [inner(item) for item in value]
     if isinstance(value, partial):
-        return [description(part, depth - 1) for part in (value.func, value.args, value.keywords)]
+        return [inner(part) for part in (value.func, value.args, value.keywords)]
     if isinstance(value, torch.Tensor):
-        return {"shape": list(value.shape), "bytes": hash_of(value.detach().cpu().flatten().tolist())}
+        return {"shape": list(value.shape), "dtype": str(value.dtype), "bytes": _bytes(value)}
     if isinstance(value, torch.nn.Module):
-        shapes = {name: list(p.shape) for name, p in value.named_parameters()}
-        return {"class": type(value).__qualname__, "parameters": shapes}
+        return {"class": _name(type(value)), "parts": str(value), "state": inner(dict(value.state_dict()))}
     if isinstance(value, Path):
         return str(value)
+    if inspect.ismethod(value):
+        return [_name(value), inner(value.__self__)]
     if inspect.isclass(value) or inspect.isroutine(value):
-        return f"{value.__module__}.{value.__qualname__}"
-    own = {key: item for key, item in sorted(getattr(value, "__dict__", {}).items()) if not key.startswith("_")}
-    return {"class": type(value).__qualname__, **{key: description(item, depth - 1) for key, item in own.items()}}
+        return [_name(value), *_enclosed(value, inner)] if "<" in value.__qualname__ else _name(value)
+    if inspect.ismodule(value) or not hasattr(value, "__dict__"):
+        return _ADDRESS.sub("", repr(value.tolist() if hasattr(value, "tolist") else value))
+    return {"class": _name(type(value)), **{key: inner(item) for key, item in sorted(value.__dict__.items())}}
+
+
+def _name(value: Any) -> str:
+    module = "__main__" if value.__module__ == "__mp_main__" else value.__module__  # of a script, in its workers
+    return f"{module}.{value.__qualname__}"
+
+
+def _bytes(tensor: torch.Tensor) -> str:
+    own = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+    return hashlib.blake2b(own.numpy().tobytes(), digest_size=8).hexdigest()
+
+
+def _enclosed(function: Any, inner: Callable[[Any], Any]) -> list[Any]:
+    """What a nested function does and knows."""
+    code = getattr(function, "__code__", None)
+    if code is None:
+        return []
+    cells = [cell.cell_contents for cell in function.__closure__ or () if cell != CellType()]
+    return [_code(code), inner(cells), inner(function.__defaults__), inner(function.__kwdefaults__)]
+
+
+def _code(code: CodeType) -> list[Any]:
+    constants = [_code(c) if isinstance(c, CodeType) else repr(c) for c in code.co_consts]
+    return [code.co_code.hex(), list(code.co_names), constants]
 
 
 def hash_of(value: Any) -> str:

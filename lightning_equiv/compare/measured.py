@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import lightning as L
@@ -53,23 +53,34 @@ class Measured(L.Callback):
         network = plan.given.get("network") or None
         measured = module if network is None else find_network(module, network)
         loaders = data.test_dataloader()
-        loaders = loaders if isinstance(loaders, list | tuple) else [loaders]
-        names = getattr(data, "test_names", None) or [str(i) for i in range(len(loaders))]
-        for name, loader in zip(names, loaders, strict=True):
+        if not isinstance(loaders, Mapping):
+            loaders = list(loaders) if isinstance(loaders, list | tuple) else [loaders]
+            names = getattr(data, "test_names", None) or [str(i) for i in range(len(loaders))]
+            loaders = dict(zip(names, loaders, strict=True))
+        for name, loader in loaders.items():
             calls = list(_first(calls_of(module, loader, symmetry, network=network), measured, symmetry, plan))
-            metrics: list[Callable[[bool], SymmetryMetric]] = [
-                lambda grad: EquivarianceError(symmetry, num_samples=plan.draws, needs_grad=grad)
-            ]
-            if self.profile is None and as_group(symmetry.group).rotates:
-                metrics.append(lambda grad: AngleProfile(symmetry, num_samples=2, needs_grad=grad))
-            values = [_value(metric, measured, calls) for metric in metrics]
-            self.errors[name] = float(values[0])
-            if len(values) > 1:
-                angles = {float(angle): float(x) for angle, x in values[1].items()}
-                self.profile = {"angle": list(angles), "error": list(angles.values())}
-            if self.inference_ms is None:
-                n = symmetry.bind(measured, calls[0].args, calls[0].kwargs).num_inputs
-                self.inference_ms = 1e3 * _seconds(measured, calls[0]) / n
+            self._on(name, calls, measured, symmetry)
+
+    def _on(self, name: str, calls: list[AuditCall], network: Any, symmetry: Symmetry) -> None:
+        """On one test set; the profile and the time on the first."""
+
+        def value(metric: Callable[..., SymmetryMetric], num_samples: int) -> Any:
+            def measure(grad: bool) -> Any:
+                made = metric(symmetry, num_samples=num_samples, needs_grad=grad)
+                for call in calls:
+                    made.update(network, *call.args, **call.kwargs)
+                return made.compute()
+
+            return _differentiating(measure)
+
+        self.errors[name] = float(value(EquivarianceError, self.plan.draws))
+        if self.inference_ms is not None:
+            return
+        if as_group(symmetry.group).rotates:
+            angles = {float(angle): float(error) for angle, error in value(AngleProfile, 2).items()}
+            self.profile = {"angle": list(angles), "error": list(angles.values())}
+        n = symmetry.bind(network, calls[0].args, calls[0].kwargs).num_inputs
+        self.inference_ms = 1e3 * _differentiating(lambda grad: _seconds(network, calls[0], grad)) / n
 
 
 def _first(calls: Iterator[AuditCall], network: Any, symmetry: Symmetry, plan: Plan) -> Iterator[AuditCall]:
@@ -83,26 +94,22 @@ def _first(calls: Iterator[AuditCall], network: Any, symmetry: Symmetry, plan: P
             return
 
 
-def _value(make: Callable[[bool], SymmetryMetric], network: Any, calls: list[AuditCall]) -> Any:
-    """A metric's value; networks that need gradients inside are noticed."""
-    for needs_grad in (False, True):
-        metric = make(needs_grad)
-        try:
-            for call in calls:
-                metric.update(network, *call.args, **call.kwargs)
-            return metric.compute()
-        except RuntimeError as error:
-            if needs_grad or "grad" not in str(error):
-                raise
-    raise AssertionError
+def _differentiating(measure: Callable[[bool], Any]) -> Any:
+    """What is measured without gradients, or with them where the network needs them inside."""
+    try:
+        return measure(False)
+    except RuntimeError as error:
+        if "grad" not in str(error):
+            raise
+    return measure(True)
 
 
-def _seconds(network: Any, call: AuditCall) -> float:
+def _seconds(network: Any, call: AuditCall, grad: bool) -> float:
     """Of one call of the network in evaluation mode: the median of some, of the processor's time on a CPU."""
     device = next((p.device for p in network.parameters()), torch.device("cpu"))
     clock = time.process_time if device.type == "cpu" else time.perf_counter
     taken = []
-    with evaluating(network), torch.no_grad():
+    with evaluating(network), torch.set_grad_enabled(grad):
         for _ in range(_ROUNDS):
             start = clock()
             network(*call.args, **call.kwargs)

@@ -10,7 +10,7 @@ from typing import Any
 import lightning as L
 
 from lightning_equiv.compare.made import Spec, hash_of, make, takes
-from lightning_equiv.compare.way import Way
+from lightning_equiv.compare.way import Way, filled_in
 
 Extra = Callable[[L.LightningModule, L.LightningDataModule], Mapping[str, float]]
 
@@ -73,4 +73,5 @@ class Plan:
     def fingerprint_of_way(self, way: Way) -> str:
         """Hash of what a way is."""
         model = self.model if way.model is None else way.model
-        return hash_of([model, way.callbacks, way.settings])
+        filled = [filled_in(callback, self.given) for callback in way.callbacks]
+        return hash_of([model, way.callbacks, filled, way.settings])

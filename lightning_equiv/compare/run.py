@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, as_completed
 from contextlib import ExitStack
@@ -10,23 +11,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-import lightning as L
+from filelock import FileLock
 from tqdm import tqdm
 
 from lightning_equiv._checks import check_number
+from lightning_equiv.compare.checks import check, check_pickled, check_results, check_settled
 from lightning_equiv.compare.comparison import Comparison
 from lightning_equiv.compare.costs import affordable_steps, measure_costs
 from lightning_equiv.compare.executors import processes
 from lightning_equiv.compare.made import Spec, class_of
 from lightning_equiv.compare.plan import Extra, Plan
-from lightning_equiv.compare.records import Record, RunKey, key_of, read
+from lightning_equiv.compare.records import Record, RunKey, append, key_of, read
 from lightning_equiv.compare.training import train
 from lightning_equiv.compare.way import PLAIN, Way, as_ways
 from lightning_equiv.layers.choose import Layers
 from lightning_equiv.strategies.base import Target
 from lightning_equiv.symmetry.symmetry import Symmetry, as_symmetry
-
-_OURS = ("max_steps", "max_epochs", "callbacks", "logger", "devices", "num_nodes", "max_time", "fast_dev_run")
+from lightning_equiv.wiring.random_state import random_state_kept
 
 Job = tuple[RunKey, Way, int]  # and the steps
 
@@ -124,6 +125,7 @@ def compare(
         >>> from lightning_equiv import compare  # doctest: +SKIP
         >>> compare(MyModule, MyData, symmetry=symmetry, network="net", steps=2000).print()  # doctest: +SKIP
     """
+    check_number("jobs", jobs, least=1, whole=True)
     given = {
         "symmetry": None if symmetry is None else as_symmetry(symmetry),
         "network": network,
@@ -132,7 +134,8 @@ def compare(
         "teacher": teacher,
     }
     given = {name: value for name, value in given.items() if value is not None}
-    found = {name: _with_sweep(way, sweep) for name, way in as_ways(ways, given).items()}
+    with random_state_kept():
+        found = {name: _with_sweep(way, sweep) for name, way in as_ways(ways, given).items()}
     plan = Plan(
         model=model,
         data=data,
@@ -154,15 +157,19 @@ def compare(
     )
     reference = reference or (PLAIN if PLAIN in found else next(iter(found), PLAIN))
     numbers = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
-    _check(plan, found, numbers, jobs, reference)
-    _check_results(plan, found)
+    with random_state_kept():
+        check(plan, found, numbers, reference)
+        if executor is None and jobs > 1:
+            check_pickled(plan, found)
+    check_results(plan, found)
     with ExitStack() as pool:
         if executor is None and jobs > 1:
             executor = pool.enter_context(processes(jobs))
         bar = pool.enter_context(_bar(plan, found, numbers, progress))
-        costs = _costs(plan, found, numbers[0], bar)
+        costs = _costs(plan, found, numbers[0], executor, bar)
         steps_of = _steps(plan, found, reference, costs)
         settled = _tuned(plan, found, numbers[0], steps_of, executor, bar)
+        check_settled(plan, settled)
         runs = [
             (RunKey(case, name, seed), settled[case, name], steps_of[case, name])
             for seed in numbers
@@ -173,17 +180,35 @@ def compare(
     return Comparison(read(plan.results), reference=reference, title=title)
 
 
-# ---- the order of things -----------------------------------------------------------------------------------------
-def _costs(plan: Plan, ways: Mapping[str, Way], seed: int, bar: Any) -> dict[tuple[str, str], Record]:
+def _costs(
+    plan: Plan, ways: Mapping[str, Way], seed: int, executor: Executor | None, bar: Any
+) -> dict[tuple[str, str], Record]:
     """What each way costs, in each case; measured where the results do not have it yet."""
     if plan.budget["equal"] == "steps" and plan.budget["seconds"] is None:
         return {}
-    known = {(r["case"], r["way"]): r for r in read(plan.results) if r["kind"] == "cost"}
-    for case in plan.cases:
-        if any((case, name) not in known for name in ways):  # side by side, or they cannot be compared
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(plan.folder / "costs.lock"):  # of several processes one measures
+        known = {(r["case"], r["way"]): r for r in read(plan.results) if r["kind"] == "cost"}
+        for case in plan.cases:
+            if all((case, name) in known for name in ways):
+                continue
             bar.set_postfix_str("measuring what a step costs")
             first = {name: way.with_settings(way.trials()[0]) for name, way in ways.items()}
-            known |= {(case, r["way"]): r for r in measure_costs(plan, first, case, seed)}
+            if executor is None:
+                measured = measure_costs(plan, first, case, seed)
+            else:  # where they will train
+                measured = executor.submit(measure_costs, plan, first, case, seed).result()
+            again = [
+                known[case, r["way"]]["step_seconds"] / r["step_seconds"] for r in measured if (case, r["way"]) in known
+            ]
+            pace = (
+                statistics.median(again) if again else 1.0
+            )  # what was measured stays, and the machine may be slower now
+            for record in measured:
+                if (case, record["way"]) not in known:
+                    record |= {name: pace * record[name] for name in ("fixed_seconds", "step_seconds")}
+                    append(plan.results, record)
+                    known[case, record["way"]] = record
     return known
 
 
@@ -274,8 +299,9 @@ def _trained(plan: Plan, jobs: Sequence[Job], executor: Executor | None) -> Iter
                 yield futures[future], future.result()
             except Exception as error:
                 raise RuntimeError(
-                    f"a worker died ({type(error).__name__}: {error}), for want of memory perhaps: fewer `jobs` need "
-                    "less. What is finished is kept: the same call goes on from there"
+                    f"a worker died ({type(error).__name__}: {error}). For want of memory, perhaps: fewer `jobs` need "
+                    "less. Or it could not begin: a script that is run with `jobs` calls compare under `if __name__ == "
+                    "'__main__':`. What is finished is kept: the same call goes on from there"
                 ) from error
     finally:
         for future in futures:
@@ -291,66 +317,6 @@ def _bar(plan: Plan, ways: Mapping[str, Way], seeds: Sequence[int], progress: bo
 def _said(key: RunKey) -> str:
     trial = "" if key.trial is None else f", trial {key.trial}"
     return f"{key.way}{key.case and f', {key.case}'}, seed {key.seed}{trial}"
-
-
-# ---- checks ------------------------------------------------------------------------------------------------------
-def _check(plan: Plan, ways: Mapping[str, Way], seeds: Sequence[int], jobs: int, reference: str) -> None:
-    """ValueError for what can be seen before anything is trained."""
-    steps, seconds, equal = (plan.budget[name] for name in ("steps", "seconds", "equal"))
-    check_number("steps", steps, least=1, whole=True, optional=True)
-    check_number("seconds", seconds, above=0, optional=True)
-    check_number("jobs", jobs, least=1, whole=True)
-    if (steps is None) == (seconds is None):
-        raise ValueError(
-            f"expected `steps`, optimizer steps of a run, or `seconds` in their place, got steps={steps}, "
-            f"seconds={seconds}"
-        )
-    for what, value, options in (("mode", plan.mode, ("min", "max")), ("equal", equal, ("steps", "compute"))):
-        if value not in options:
-            raise ValueError(f"expected {what} to be one of {options}, got {value!r}")
-    if taken := [name for name in plan.trainer if name in _OURS]:
-        raise ValueError(f"trainer: {taken} are set by the comparison; expected other arguments of the Trainer")
-    if not seeds or len(set(seeds)) < len(seeds):
-        raise ValueError(f"expected seeds that differ, at least one, got {list(seeds)}")
-    if not ways or not plan.cases:
-        raise ValueError(f"expected at least one way and one case, got {list(ways)}, {list(plan.cases)}")
-    if reference not in ways:
-        raise ValueError(f"expected the reference to be one of the ways {list(ways)}, got {reference!r}")
-    counts = {name: len(way.trials()) for name, way in ways.items()}
-    if len(set(counts.values())) > 1:
-        raise ValueError(f"expected the same number of trials for all ways, or the sweep favours some; got {counts}")
-    for name, way in ways.items():
-        for settings in way.trials():
-            try:
-                tried = way.with_settings(settings)
-                made = tried.make_model(plan.model)
-                tried.make_callbacks(plan.given, 0, dry=True)
-            except ValueError as error:
-                raise ValueError(f"way {name!r}: {error}") from None
-            if not isinstance(made, L.LightningModule):
-                raise ValueError(f"way {name!r}: expected a LightningModule, got {type(made).__name__}")
-    for case in plan.cases:
-        made_data = plan.make_data(case, seeds[0])
-        if not isinstance(made_data, L.LightningDataModule):
-            raise ValueError(f"data: expected a LightningDataModule, got {type(made_data).__name__}")
-
-
-def _check_results(plan: Plan, ways: Mapping[str, Way]) -> None:
-    """ValueError where the results hold runs that these would not be comparable with."""
-    for record in read(plan.results):
-        case, name = record["case"], record["way"]
-        if case not in plan.cases or (record["kind"] == "cost" and name not in ways):
-            continue
-        same = record["fingerprint"] == plan.fingerprint(case)
-        if same and name in ways:
-            tried = [plan.fingerprint_of_way(ways[name].with_settings(settings)) for settings in ways[name].trials()]
-            same = record["way_fingerprint"] in tried
-        if not same:
-            of_case = f" of case {case!r}" if case else ""
-            raise ValueError(
-                f"{plan.results} has runs of {name!r}{of_case} that were made with other settings (data, steps, "
-                "monitor, Trainer, or the way itself): give another file as `results`, or delete this one"
-            )
 
 
 def _with_sweep(way: Way, sweep: Mapping[str, Sequence[Any]] | None) -> Way:

@@ -11,6 +11,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities import CombinedLoader
 
 from lightning_equiv._random import derived_generator
 from lightning_equiv.symmetry.tree import tensors
@@ -22,7 +23,7 @@ _MOST_BYTES = 1 << 16  # of a tensor that are hashed
 
 
 class BatchHash:
-    """A hash of all training batches so far, noted after 1, 2, 4, 8, ... of them: equal as far as these were equal."""
+    """A hash of all training batches so far, noted after 1, 2, 4, ... and all of them: equal as far as these were."""
 
     def __init__(self) -> None:
         self.count, self.digest = 0, ""
@@ -39,6 +40,10 @@ class BatchHash:
         self.count, self.digest = self.count + 1, together.hexdigest()
         if not self.count & (self.count - 1):
             self.noted[str(self.count)] = self.digest
+
+    def all(self) -> dict[str, str]:
+        """Number of batches -> hash of so many."""
+        return {**self.noted, str(self.count): self.digest} if self.count else {}
 
     def state_dict(self) -> dict[str, Any]:
         return {"count": self.count, "digest": self.digest, "noted": dict(self.noted)}
@@ -85,7 +90,7 @@ class SeededLoader:
 
 
 class GlobalState:
-    """Where the global generators of torch, Python and NumPy stand."""
+    """Where the global generators of torch (the CPU's), Python and NumPy stand."""
 
     def __init__(self) -> None:
         numpy: Any = sys.modules.get("numpy.random")
@@ -95,7 +100,7 @@ class GlobalState:
     def seeded(cls, *key: object) -> GlobalState:
         """That of a seed; the generators stay where they are."""
         with random_state_kept():
-            seed_all(*key)
+            _seed(torch.default_generator, *key)
             return cls()
 
     def restore(self) -> None:
@@ -120,8 +125,12 @@ class GlobalState:
 
 def seed_all(*key: object) -> None:
     """Seed the global generators by a key."""
+    _seed(torch, *key)
+
+
+def _seed(torchs: Any, *key: object) -> None:
     seed = int(torch.randint(2**31, (), generator=derived_generator("compare", *key)))
-    torch.manual_seed(seed)
+    torchs.manual_seed(seed)
     random.seed(seed)
     if numpy := sys.modules.get("numpy.random"):
         numpy.seed(seed)
@@ -152,6 +161,9 @@ def seed_data(data: L.LightningDataModule, seed: int, seen: Callable[[Any], None
         def wrapped(loaders: Any, key: object) -> Any:
             if isinstance(loaders, Mapping):
                 return {k: wrapped(loader, (key, k)) for k, loader in loaders.items()}
+            if isinstance(loaders, CombinedLoader):
+                loaders.flattened = wrapped(loaders.flattened, key)
+                return loaders
             if isinstance(loaders, list | tuple):
                 return [wrapped(loader, (key, i)) for i, loader in enumerate(loaders)]
             number = epoch if trains else lambda: 0

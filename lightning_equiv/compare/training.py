@@ -7,6 +7,8 @@ import logging
 import math
 import re
 import shutil
+import signal
+import threading
 import traceback
 import warnings
 from collections.abc import Iterator
@@ -29,6 +31,15 @@ from lightning_equiv.compare.versions import versions
 from lightning_equiv.compare.watching import Watch
 from lightning_equiv.compare.way import Way
 from lightning_equiv.wiring.random_state import random_state_kept
+
+_LOADED: dict[str, Any] = {
+    "weights_only": False
+}  # its own file; it may hold what a module kept by save_hyperparameters
+_ONE_AT_A_TIME = threading.Lock()  # the global generators are one for all threads
+
+
+class _Best(ModelCheckpoint):
+    """A type of its own: a ModelCheckpoint of the module's `configure_callbacks` does not take its place."""
 
 
 def train(plan: Plan, key: RunKey, way: Way, steps: int, wait: bool = False) -> Record | None:
@@ -53,15 +64,16 @@ def train(plan: Plan, key: RunKey, way: Way, steps: int, wait: bool = False) -> 
         lock.acquire(blocking=wait)
     except Timeout:
         return None
+    record = None
     try:
         done = [r for r in read(plan.results) if key_of(r) == key]
-        if done and not (plan.retry and done[0]["status"] == "failed"):
-            return None
-        record = _trained(plan, key, way, steps, folder)
-        append(plan.results, record)
+        if not done or (plan.retry and done[0]["status"] == "failed"):
+            with _ONE_AT_A_TIME:
+                record = _trained(plan, key, way, steps, folder)
+            append(plan.results, record)
+        shutil.rmtree(folder, ignore_errors=True)
     finally:
         lock.release()
-    shutil.rmtree(folder, ignore_errors=True)
     return record
 
 
@@ -100,9 +112,7 @@ class _Run:
         self.file = folder / "last.ckpt"
         self.batches = BatchHash()
         self.watch = Watch(plan.monitor, plan.watch, self.batches, self.file, plan.save_every)
-        self.best = ModelCheckpoint(
-            folder / "best", monitor=plan.monitor, mode=plan.mode, save_on_train_epoch_end=False
-        )
+        self.best = _Best(folder / "best", monitor=plan.monitor, mode=plan.mode, save_on_train_epoch_end=False)
         self.parameters: int | None = None
         self.device, self.memory = "", 0.0
         self.metrics: dict[str, float] = {}
@@ -122,12 +132,14 @@ class _Run:
         self.device = str(trainer.strategy.root_device)
         forget_peak()
         watch.clock.start()
-        trainer.fit(module, datamodule=data, ckpt_path=self.file if self.file.exists() else None)
+        with FileLock(plan.folder / "prepare_data.lock"):  # two processes must not download into one place
+            data.prepare_data()
+        resumed = {"ckpt_path": self.file, **_LOADED} if self.file.exists() else {}
+        with _interruptible():
+            trainer.fit(module, datamodule=data, **resumed)
         watch.clock.stop()
         self.memory = peak_memory(trainer.strategy.root_device)
         self.parameters = sum(p.numel() for p in module.parameters())
-        if trainer.interrupted:
-            raise KeyboardInterrupt
         if watch.diverged():
             return
         last = watch.last()
@@ -142,8 +154,8 @@ class _Run:
         if self.key.trial is not None:
             return
         self.measured.wanted = True
-        weights = None if last_is_best else self.best.best_model_path
-        for logged in trainer.test(module, datamodule=data, ckpt_path=weights, verbose=False):
+        weights = {} if last_is_best else {"ckpt_path": self.best.best_model_path, **_LOADED}
+        for logged in trainer.test(module, datamodule=data, verbose=False, **weights):
             self.metrics |= {name: float(x) for name, x in logged.items()}
         self.metrics |= self.measured.extra
 
@@ -172,7 +184,7 @@ class _Run:
                 name: [[step, round(at, 3), _finite(x)] for step, at, x in points]
                 for name, points in watch.curve.items()
             },
-            "batches": self.batches.noted,
+            "batches": self.batches.all(),
             "device": self.device,
         }
 
@@ -204,6 +216,19 @@ def quiet(threads: int | None) -> Iterator[None]:
     finally:
         logs.setLevel(level)
         torch.set_num_threads(before)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Inside, Ctrl-C is a KeyboardInterrupt; Lightning makes it an exit, and ignores the next one for good."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit:
+        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN is not handler:
+            signal.signal(signal.SIGINT, handler)
+            raise KeyboardInterrupt from None
+        raise
 
 
 def _finite(value: float) -> float | None:

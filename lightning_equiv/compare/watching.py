@@ -13,7 +13,7 @@ import lightning as L
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 
-from lightning_equiv.compare.seeded import BatchHash
+from lightning_equiv.compare.seeded import BatchHash, GlobalState
 
 
 class Clock:
@@ -73,9 +73,8 @@ class Watch(L.Callback):
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Where a run goes on, draws go on, too."""
         if self._random is not None:
-            torch.set_rng_state(self._random["cpu"])
-            for device, state in enumerate(self._random["cuda"]):
-                torch.cuda.set_rng_state(state, device)
+            self._random["global"].restore()
+            torch.cuda.set_rng_state_all(self._random["cuda"])
             self._random = None
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -115,7 +114,7 @@ class Watch(L.Callback):
             "seconds": seconds,
             "cpu_seconds": cpu_seconds,
             "batches": self.batches.state_dict(),
-            "random": {"cpu": torch.get_rng_state(), "cuda": cuda},
+            "random": {"global": GlobalState(), "cuda": cuda},
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

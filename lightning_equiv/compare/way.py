@@ -72,12 +72,7 @@ class Way:
             if isinstance(callback, L.Callback):
                 made.append(copy.deepcopy(callback))
                 continue
-            said = dict(callback.get("init_args") or {}) if isinstance(callback, Mapping) else {}
-            said |= callback.keywords if isinstance(callback, partial) else {}
-            filled = {k: v for k, v in given.items() if k not in said and takes(callback, k, "callbacks")}
-            if dry and takes(callback, "teacher", "callbacks"):
-                changes.pop(getattr(class_of(callback, "callbacks"), "__name__", ""), None)
-                continue
+            filled = filled_in(callback, given)
             if "teacher" in filled:
                 filled["teacher"] = _made_teacher(filled["teacher"], seed)
             own = changes.pop(getattr(class_of(callback, "callbacks"), "__name__", ""), {})
@@ -91,6 +86,14 @@ class Way:
             if isinstance(callback, SymmetryCallback):
                 callback.seed += seed
         return made
+
+
+def filled_in(callback: L.Callback | Spec, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What is given of the arguments that a callback's spec takes and does not say itself."""
+    if isinstance(callback, L.Callback):
+        return {}
+    said = callback.get("init_args") or {} if isinstance(callback, Mapping) else {}
+    return {k: v for k, v in given.items() if k not in said and takes(callback, k, "callbacks")}
 
 
 def ready_made(given: Mapping[str, Any]) -> dict[str, Way]:
@@ -170,9 +173,9 @@ def _as_way(name: str, way: Any, known: Mapping[str, Way]) -> Way:
 
 
 def _made_teacher(teacher: Any, seed: int) -> nn.Module:
-    """A network; made, where it is a spec, for the run's seed if it asks for one."""
+    """A network of the run's own; made, where it is a spec, for the run's seed if it asks for one."""
     if isinstance(teacher, nn.Module):
-        return teacher
+        return copy.deepcopy(teacher)
     return make(teacher, "teacher", **({"seed": seed} if takes(teacher, "seed", "teacher") else {}))
 
 
