@@ -107,7 +107,7 @@ def compare(
         executor: where runs go in the place of processes of this machine: any `concurrent.futures.Executor`, such as
             `dask.distributed.Client().get_executor()`. Workers write to `results`, which they all must reach.
         threads: of torch in one run; None shares the cores among `jobs`.
-        save_every: seconds between two savings of a run, each at the end of an epoch.
+        save_every: seconds between two savings of a run, each at the start of an epoch.
         retry: do runs again that failed.
         reference: the way that others are compared with: "plain" where there is one, else the first.
         title: of the page.

@@ -128,7 +128,7 @@ class _Run:
         data = plan.make_data(self.key.case, seed)
         seed_data(data, seed, self.batches.update)
         seed_all("training", seed)
-        trainer = make_trainer(plan, self.steps, [*callbacks, watch, self.measured, self.best])
+        trainer = make_trainer(plan, self.steps, [watch, *callbacks, self.measured, self.best])
         self.device = str(trainer.strategy.root_device)
         forget_peak()
         watch.clock.start()
@@ -220,12 +220,12 @@ def quiet(threads: int | None) -> Iterator[None]:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Inside, Ctrl-C is a KeyboardInterrupt; Lightning makes it an exit, and ignores the next one for good."""
+    """Inside, Ctrl-C is a KeyboardInterrupt; Lightning makes it an exit, and may ignore the next one for good."""
     handler = signal.getsignal(signal.SIGINT)
     try:
         yield
-    except SystemExit:
-        if signal.getsignal(signal.SIGINT) is signal.SIG_IGN is not handler:
+    except SystemExit as error:
+        if isinstance(error.__context__, KeyboardInterrupt):
             signal.signal(signal.SIGINT, handler)
             raise KeyboardInterrupt from None
         raise

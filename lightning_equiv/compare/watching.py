@@ -49,7 +49,7 @@ class Watch(L.Callback):
         watch: further logged names whose curves are wanted.
         batches: hash of the training batches.
         file: where the run is saved.
-        every: seconds between two savings, each at the end of an epoch.
+        every: seconds between two savings, each at the start of an epoch.
     """
 
     def __init__(self, monitor: str, watch: Sequence[str], batches: BatchHash, file: Path, every: float) -> None:
@@ -71,11 +71,19 @@ class Watch(L.Callback):
 
     # ---- Lightning's hooks ---------------------------------------------------------------------------------------
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Where a run goes on, draws go on, too."""
+        """Save; where a run goes on, draws go on, too. This is the first of all callbacks: the epoch begins here."""
         if self._random is not None:
             self._random["global"].restore()
             torch.cuda.set_rng_state_all(self._random["cuda"])
             self._random = None
+            loop = trainer.fit_loop
+            loop._restarting = loop.epoch_loop.restarting = False  # the epoch begins, and ends, as any other
+        elif trainer.current_epoch and time.monotonic() - self._saved >= self.every:
+            # not at the end of an epoch: Lightning would do that end again, and skip its step of the learning rate
+            beside = self.file.with_suffix(".writing")
+            trainer.save_checkpoint(beside)
+            os.replace(beside, self.file)  # a run that is killed now has the earlier one
+            self._saved = time.monotonic()
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.clock.stop()
@@ -95,13 +103,6 @@ class Watch(L.Callback):
                 self.curve.setdefault(name, []).append([trainer.global_step, seconds, float(logged[name])])
         if trainer.state.fn == TrainerFn.FITTING:
             self.clock.start()
-
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if time.monotonic() - self._saved >= self.every and trainer.global_step < trainer.max_steps:
-            beside = self.file.with_suffix(".writing")
-            trainer.save_checkpoint(beside)
-            os.replace(beside, self.file)  # a run that is killed now has the earlier one
-            self._saved = time.monotonic()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.steps = trainer.global_step
