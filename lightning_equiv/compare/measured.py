@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities import CombinedLoader
 
 from lightning_equiv.audit.calls import AuditCall, calls_of
 from lightning_equiv.compare.plan import Plan
@@ -53,6 +54,8 @@ class Measured(L.Callback):
         network = plan.given.get("network") or None
         measured = module if network is None else find_network(module, network)
         loaders = data.test_dataloader()
+        if isinstance(loaders, CombinedLoader):
+            loaders = loaders.iterables
         if not isinstance(loaders, Mapping):
             loaders = list(loaders) if isinstance(loaders, list | tuple) else [loaders]
             names = getattr(data, "test_names", None) or [str(i) for i in range(len(loaders))]

@@ -105,7 +105,9 @@ def compare(
         results: the file of JSON lines.
         jobs: processes that train at a time; one each.
         executor: where runs go in the place of processes of this machine: any `concurrent.futures.Executor`, such as
-            `dask.distributed.Client().get_executor()`. Workers write to `results`, which they all must reach.
+            `dask.distributed.Client().get_executor()`. Workers write to `results`, which they all must reach. What
+            a way or data draws from Python's or NumPy's global generator comes out the same there only where a
+            worker's other threads draw nothing from it; dask's do, from Python's.
         threads: of torch in one run; None shares the cores among `jobs`.
         save_every: seconds between two savings of a run, each at the start of an epoch.
         retry: do runs again that failed.

@@ -58,8 +58,8 @@ def train(plan: Plan, key: RunKey, way: Way, steps: int, wait: bool = False) -> 
         What is known of the run, see `records`; None where another process has it in hand, or has done it.
     """
     folder = plan.folder / _file_name(key)
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / "lock")
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(f"{folder}.lock")
     try:
         lock.acquire(blocking=wait)
     except Timeout:

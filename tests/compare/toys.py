@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, random_split
 
 from lightning_equiv import Symmetry
 from lightning_equiv.compare.run import compare
-from tests.helpers import normal
+from tests.helpers import global_seed, normal
 
 SYMMETRY = Symmetry("SO(3)", inputs="1o", outputs="1o", batch=("1o", "1o"))
 
@@ -114,6 +114,25 @@ class Net(L.LightningModule):
         if self.schedule == "step":
             return [adam], [torch.optim.lr_scheduler.StepLR(adam, 1, 0.5)]
         return adam
+
+
+class Scaled(nn.Module):
+    """x times a function of its length: equivariant."""
+
+    in_shape = (3,)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.randn(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (self.scale[0] + self.scale[1] * x.norm(dim=-1, keepdim=True))
+
+
+def teacher(seed: int = 0) -> nn.Module:
+    """Another one of each seed."""
+    with global_seed(seed):
+        return Scaled()
 
 
 class Raises(L.Callback):
