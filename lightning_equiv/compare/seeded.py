@@ -139,6 +139,10 @@ def _seed(torchs: Any, *key: object) -> None:
 def seed_data(data: L.LightningDataModule, seed: int, seen: Callable[[Any], None]) -> None:
     """Make everything that a data module draws a function of the seed, in place.
 
+    `setup` draws the same in every stage, so that a split is one; a data module that makes its training set in the
+    stage "fit" and its test set in "test" takes a `seed`, or both begin with the same numbers. What is drawn in
+    `on_after_batch_transfer` is a way's own.
+
     Args:
         data: any data module; its `prepare_data`, `setup` and loaders are overridden on the instance.
         seed: of the run.

@@ -241,5 +241,5 @@ def _is_primitive(value: Any) -> bool:
 
 def _file_name(key: RunKey) -> str:
     """A folder's name, distinct for distinct keys."""
-    words = re.sub(r"[^\w.()=-]+", "_", f"{key.case}-{key.way}")[:60]
+    words = re.sub(r"[^\w.()=-]+", "_", "-".join(filter(None, (key.case, key.way))))[:60]
     return f"{words}-{key.seed}{'' if key.trial is None else f'-trial{key.trial}'}-{hash_of(list(key))[:6]}"

@@ -8,10 +8,13 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from lightning_equiv.compare.watching import Watch
 from tests.compare.toys import numbers, run, table
@@ -238,3 +241,43 @@ def test_only_failed_runs_are_done_again(tmp_path):
     lines = [json.loads(line) for line in results.read_text().splitlines()]
     assert [(r["way"], r["seed"]) for r in lines[4:]] == [("fails", 0), ("fails", 1)]
     assert [numbers(r) for r in lines[4:]] == [numbers(r) for r in before if r["way"] == "fails"]
+
+
+def test_threads_take_turns(tmp_path):
+    """The global generators are one for all threads of a process."""
+    settings = {"ways": ["plain", "REMUL(GradNorm)"], "seeds": 2}
+    serial = table(run(tmp_path / "serial.jsonl", HARD, **settings))
+    with ThreadPoolExecutor(3) as threads:
+        assert table(run(tmp_path / "threads.jsonl", HARD, executor=threads, **settings)) == serial
+
+
+def test_a_run_begins_anew_where_nothing_was_saved(tmp_path, monkeypatch):
+    """And one that another process has in hand is waited for."""
+    results = tmp_path / "results.jsonl"
+    whole = table(run(tmp_path / "whole.jsonl", HARD))
+    started = []
+
+    def die(self, trainer, pl_module):
+        started.append(trainer.global_step)
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Watch, "on_validation_start", die)
+        with pytest.raises(Killed):
+            run(results, HARD)
+    assert started == [6]
+    (lock,) = (path for path in Path(f"{results}.runs").glob("plain-0-*.lock"))
+    held = threading.Event()
+
+    def hold():
+        with FileLock(lock):
+            held.set()
+            time.sleep(1.0)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    held.wait()
+    begun = time.monotonic()
+    assert table(run(results, HARD)) == whole
+    assert time.monotonic() - begun > 0.9
+    holder.join()

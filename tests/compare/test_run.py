@@ -157,6 +157,25 @@ def test_a_constructor_that_fails_is_said_at_once(tmp_path):
     assert not (tmp_path / "r.jsonl").exists()
 
 
+class OutOfMemory(Net):
+    """A model that the check can make twice, and a run cannot."""
+
+    made = 0
+
+    def __init__(self):
+        super().__init__()
+        type(self).made += 1
+        if self.made > 2:
+            raise MemoryError("no room")
+
+
+def test_a_constructor_that_fails_in_a_run_is_said(tmp_path):
+    found = {r["way"]: r for r in run(tmp_path / "r.jsonl", ways={"large": Way(model=OutOfMemory), "plain": []})}
+    assert (found["large"]["status"], found["plain"]["status"]) == ("failed", "ok")
+    assert found["large"]["message"].startswith("MemoryError: no room")
+    assert (found["large"]["steps"], found["large"]["batches"]) == (0, {})
+
+
 def test_a_monitor_that_is_not_logged_is_said(tmp_path):
     (record,) = run(tmp_path / "r.jsonl", monitor="val_lss")
     assert record["status"] == "failed"
