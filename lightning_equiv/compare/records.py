@@ -32,6 +32,7 @@ Record = dict[str, Any]
 | `monitor`, `mode` | what chose the best weights, "min" or "max" |
 | `judged` | names in `metrics` that the ways are compared by |
 | `batches` | hashes of the first 1, 2, 4, 8, ... training batches |
+| `trained_on` | share of the test inputs that were among the training inputs; None where that was not looked at |
 | `fingerprint` | hash of what must be equal for runs to be compared: data, steps, monitor, Trainer |
 | `way_fingerprint` | hash of what the way is |
 | `versions` | package -> version, and the commit of the working tree |

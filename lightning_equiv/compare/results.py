@@ -68,6 +68,11 @@ class Results:
 
     # ---- what was run ----------------------------------------------------------------------------------------------
     @property
+    def records(self) -> list[Record]:
+        """All of them."""
+        return [*self.timed, *self.trials, *self.runs]
+
+    @property
     def ways(self) -> tuple[str, ...]:
         """In the order in which they first occur."""
         return tuple(dict.fromkeys(record["way"] for record in self.runs))
@@ -236,7 +241,7 @@ class Results:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Sentences on ways that were trained on other batches than the reference with the same seed."""
+        """Sentences on test inputs that were trained on, and on ways that were trained on other batches."""
         other: dict[tuple[str, str, str], list[int]] = {}
         for case in self.cases:
             for seed in self.seeds:
@@ -245,6 +250,18 @@ class Results:
                 for r in runs[1:]:
                     if not _same_batches(r["batches"], runs[0]["batches"]):
                         other.setdefault((case, r["way"], runs[0]["way"]), []).append(seed)
+        shares = {
+            case: [r["trained_on"] for r in only(self.runs, case=case) if r.get("trained_on")] for case in self.cases
+        }
+        again = [
+            f"Take care: {100 * median(own):.2g} % of the test inputs{f' in {case}' if case else ''} were trained on; "
+            "the data module splits anew for the test, perhaps: give its split a generator."
+            for case, own in shares.items()
+            if own
+        ]
+        return (*again, *self._other_batches(other))
+
+    def _other_batches(self, other: dict[tuple[str, str, str], list[int]]) -> tuple[str, ...]:
         return tuple(
             f"Take care: `{way}` was trained on other batches than `{base}` with {_seeds(seeds)}"
             f"{f' in {case}' if len(self.cases) > 1 else ''}; the difference between them may come from the data."

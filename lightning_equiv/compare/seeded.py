@@ -20,6 +20,7 @@ from lightning_equiv.wiring.random_state import random_state_kept
 
 _LOADERS = ("train_dataloader", "val_dataloader", "test_dataloader")
 _MOST_BYTES = 1 << 16  # of a tensor that are hashed
+_MOST_ROWS = 4096  # that are remembered, or looked at
 
 
 class BatchHash:
@@ -50,6 +51,43 @@ class BatchHash:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.count, self.digest, self.noted = state["count"], state["digest"], dict(state["noted"])
+
+
+class Overlap:
+    """The share of test inputs that were trained on, by the exact rows of a batch's largest tensor.
+
+    Attributes:
+        share: of the test rows that were looked at; None where none were.
+    """
+
+    def __init__(self) -> None:
+        self._trained: set[bytes] = set()
+        self._looked = self._again = 0
+
+    @property
+    def share(self) -> float | None:
+        return self._again / self._looked if self._looked else None
+
+    def train(self, batch: Any) -> None:
+        """One more training batch."""
+        if len(self._trained) < _MOST_ROWS:
+            self._trained.update(_rows(batch))
+
+    def test(self, batch: Any) -> None:
+        """One more test batch."""
+        if self._looked < _MOST_ROWS:
+            rows = _rows(batch)
+            self._looked += len(rows)
+            self._again += sum(row in self._trained for row in rows)
+
+
+def _rows(batch: Any) -> list[bytes]:
+    """A hash of each row of the tensor that has most numbers in a row; none of graphs, whose rows are nodes."""
+    floating = [x for _, x in tensors(batch) if x.is_floating_point() and x.ndim > 1 and len(x)]
+    if not floating or getattr(batch, "edge_index", None) is not None:
+        return []
+    largest = max(floating, key=lambda x: x[0].numel()).detach().cpu().float().flatten(1).contiguous()
+    return [hashlib.blake2b(row.numpy().tobytes(), digest_size=8).digest() for row in largest]
 
 
 class SeededLoader:
@@ -136,17 +174,23 @@ def _seed(torchs: Any, *key: object) -> None:
         numpy.seed(seed)
 
 
-def seed_data(data: L.LightningDataModule, seed: int, seen: Callable[[Any], None]) -> None:
+def seed_data(
+    data: L.LightningDataModule,
+    seed: int,
+    trained: Callable[[Any], None],
+    tested: Callable[[Any], None] = lambda batch: None,
+) -> None:
     """Make everything that a data module draws a function of the seed, in place.
 
-    `setup` draws the same in every stage, so that a split is one; a data module that makes its training set in the
-    stage "fit" and its test set in "test" takes a `seed`, or both begin with the same numbers. What is drawn in
-    `on_after_batch_transfer` is a way's own.
+    As in Lightning itself, `setup` for the test draws other numbers than for training: a data module that splits its
+    data again there needs a generator or a `seed` of its own, or test inputs may have been trained on (see `Overlap`).
+    What is drawn in `on_after_batch_transfer` is a way's own.
 
     Args:
         data: any data module; its `prepare_data`, `setup` and loaders are overridden on the instance.
         seed: of the run.
-        seen: called with each training batch.
+        trained: called with each training batch.
+        tested: called with each test batch.
     """
 
     def epoch() -> int:
@@ -154,13 +198,15 @@ def seed_data(data: L.LightningDataModule, seed: int, seen: Callable[[Any], None
 
     def drawing(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
         def seeded(*args: Any, **kwargs: Any) -> Any:
-            with GlobalState.seeded(seed, name).in_use():  # whatever the stage: a split is the same in each
+            stage = [s for s in (*args, *kwargs.values()) if s in ("test", "predict")]  # "validate" is as "fit"
+            with GlobalState.seeded(seed, name, *stage).in_use():
                 return method(*args, **kwargs)
 
         return seeded
 
     def loading(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
         trains = name == "train_dataloader"
+        seen = {"train_dataloader": trained, "test_dataloader": tested}.get(name, lambda batch: None)
 
         def wrapped(loaders: Any, key: object) -> Any:
             if isinstance(loaders, Mapping):
@@ -171,7 +217,7 @@ def seed_data(data: L.LightningDataModule, seed: int, seen: Callable[[Any], None
             if isinstance(loaders, list | tuple):
                 return [wrapped(loader, (key, i)) for i, loader in enumerate(loaders)]
             number = epoch if trains else lambda: 0
-            return SeededLoader(loaders, key, number, seen if trains else lambda batch: None)
+            return SeededLoader(loaders, key, number, seen)
 
         def seeded() -> Any:
             with GlobalState.seeded(seed, name).in_use():

@@ -26,7 +26,7 @@ from lightning_equiv.compare.measured import Measured
 from lightning_equiv.compare.memory import forget_peak, peak_memory
 from lightning_equiv.compare.plan import Plan
 from lightning_equiv.compare.records import Record, RunKey, append, key_of, read
-from lightning_equiv.compare.seeded import BatchHash, seed_all, seed_data
+from lightning_equiv.compare.seeded import BatchHash, Overlap, seed_all, seed_data
 from lightning_equiv.compare.versions import versions
 from lightning_equiv.compare.watching import Watch
 from lightning_equiv.compare.way import Way
@@ -110,7 +110,7 @@ class _Run:
     def __init__(self, plan: Plan, key: RunKey, way: Way, steps: int, folder: Path) -> None:
         self.plan, self.key, self.way, self.steps = plan, key, way, steps
         self.file = folder / "last.ckpt"
-        self.batches = BatchHash()
+        self.batches, self.overlap = BatchHash(), Overlap()
         self.watch = Watch(plan.monitor, plan.watch, self.batches, self.file, plan.save_every)
         self.best = _Best(folder / "best", monitor=plan.monitor, mode=plan.mode, save_on_train_epoch_end=False)
         self.parameters: int | None = None
@@ -126,7 +126,7 @@ class _Run:
         callbacks = self.way.make_callbacks(plan.given, seed)
         seed_all("data", seed)
         data = plan.make_data(self.key.case, seed)
-        seed_data(data, seed, self.batches.update)
+        seed_data(data, seed, self._saw, self.overlap.test)
         seed_all("training", seed)
         trainer = make_trainer(plan, self.steps, [watch, *callbacks, self.measured, self.best])
         self.device = str(trainer.strategy.root_device)
@@ -165,6 +165,10 @@ class _Run:
         same = self.plan.monitor.replace("val", "test", 1)
         return [name for name in tested if name.startswith(same)] or tested
 
+    def _saw(self, batch: Any) -> None:
+        self.batches.update(batch)
+        self.overlap.train(batch)
+
     def known(self) -> Record:
         """What is known of the run."""
         watch, measured = self.watch, self.measured
@@ -185,6 +189,7 @@ class _Run:
                 for name, points in watch.curve.items()
             },
             "batches": self.batches.all(),
+            "trained_on": self.overlap.share,
             "device": self.device,
         }
 

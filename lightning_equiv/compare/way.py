@@ -7,7 +7,6 @@ import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
 from itertools import product
 from typing import Any
 
@@ -52,13 +51,12 @@ class Way:
         own = {name: value for name, value in self.settings.items() if "." not in name}
         return make(default if self.model is None else self.model, "model", **own)
 
-    def make_callbacks(self, given: Mapping[str, Any], seed: int, dry: bool = False) -> list[L.Callback]:
+    def make_callbacks(self, given: Mapping[str, Any], seed: int) -> list[L.Callback]:
         """Fresh callbacks; the seeds of strategies are raised by the run's.
 
         Args:
             given: see `ready_made`.
             seed: of the run.
-            dry: only to see that they can be made: without those that have a teacher, which may take long to make.
 
         Raises:
             ValueError: a setting names a callback that is not there.
@@ -92,7 +90,7 @@ def filled_in(callback: L.Callback | Spec, given: Mapping[str, Any]) -> dict[str
     """What is given of the arguments that a callback's spec takes and does not say itself."""
     if isinstance(callback, L.Callback):
         return {}
-    said = callback.get("init_args") or {} if isinstance(callback, Mapping) else {}
+    said = callback.get("init_args") or {} if isinstance(callback, Mapping) else getattr(callback, "keywords", {})
     return {k: v for k, v in given.items() if k not in said and takes(callback, k, "callbacks")}
 
 
@@ -123,7 +121,7 @@ def ready_made(given: Mapping[str, Any]) -> dict[str, Way]:
                 path = f"{strategy.__module__}.{strategy.__qualname__}"
                 way = Way([{"class_path": path, "init_args": dict(arguments)}])
                 with suppress(ValueError):  # the strategy's own check: augmentation needs to know how a batch moves
-                    way.make_callbacks(given, 0, dry=True)
+                    way.make_callbacks(without_teacher(given), 0)
                     ways[name] = way
     return ways
 

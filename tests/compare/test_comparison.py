@@ -178,3 +178,9 @@ def test_costs_that_were_measured_side_by_side_come_first():
              for w, s in (("plain", 2.0), ("remul", 3.0), ("gone", 1.0))]  # fmt: skip
     assert Comparison(runs).costs("") == {"plain": 1.0, "remul": 9.0}
     assert Comparison([*runs, *timed]).costs("") == {"plain": 1.0, "remul": 1.5}
+
+
+def test_test_inputs_that_were_trained_on_are_said():
+    (warning,) = Comparison([record("plain", 0, trained_on=0.75), record("remul", 0, trained_on=0.75)]).warnings
+    assert warning.startswith("Take care: 75 % of the test inputs were trained on")
+    assert Comparison([record("plain", 0, trained_on=0.0), record("remul", 0, trained_on=None)]).warnings == ()

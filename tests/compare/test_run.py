@@ -82,7 +82,7 @@ def test_all_ways_of_a_seed_see_the_same_batches(tmp_path, source):
 def test_without_seeded_data_ways_see_other_batches(tmp_path, monkeypatch):
     """So the test above can fail."""
 
-    def only_hashed(data, seed, seen):
+    def only_hashed(data, seed, seen, tested):
         original = data.train_dataloader
 
         class Seen:
@@ -302,7 +302,7 @@ def test_a_way_that_comes_later_leaves_the_costs_of_the_others(tmp_path, soon_me
     before = run(results, equal="compute", steps=20)
     after = run(results, equal="compute", steps=20, ways=["plain", "REMUL(1)"])
     assert [r for r in after if r["way"] == "plain"] == before
-    assert [r["kind"] for r in after] == ["cost", "run", "cost", "run"]
+    assert [r["kind"] for r in after] == ["cost", "cost", "run", "run"]
 
 
 def test_seconds_in_the_place_of_steps(tmp_path, soon_measured):
@@ -473,7 +473,7 @@ def test_extra_figures(tmp_path):
         ({"seeds": [-1]}, "expected seeds that differ"),
         ({"ways": {}}, "at least one way"),
         ({"cases": {}}, "at least one way and one case"),
-        ({"ways": ["REMUL(1)"], "equal": "compute"}, "takes the seconds of reference='plain'"),
+        ({"ways": ["REMUL(1)"], "reference": "plain"}, "the reference to be one of the ways"),
         ({"ways": ["REMUL"]}, r"way 'REMUL' is not ready-made .* expected one of \['plain', .*'REMUL\(1\)'"),
         ({"ways": ["RECM"]}, "RECM need `layers`"),
         ({"ways": {"mine": 3}}, "way 'mine': expected a Way, a list of callbacks"),

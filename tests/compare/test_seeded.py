@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.utilities import CombinedLoader
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset
 
-from lightning_equiv.compare.seeded import BatchHash, SeededLoader, seed_all, seed_data
+from lightning_equiv.compare.seeded import BatchHash, Overlap, SeededLoader, seed_all, seed_data
 from tests.compare.toys import Data, Net, run
 
 
@@ -170,15 +170,47 @@ def test_the_hash_is_of_the_order_too():
     assert of(1, 2, 3)["2"] == of(1, 2, 4)["2"]
 
 
-def test_splits_are_the_same_in_every_stage():
-    class Rows(Data):
-        def setup(self, stage):
-            x = torch.arange(80.0)[:, None]
-            self.train, self.val, self.test = torch.utils.data.random_split(TensorDataset(x), [40, 20, 20])
+class Resplit(L.LightningDataModule):
+    """Splits anew in every stage, without a generator; or draws the sets of a stage there."""
 
-    data = Rows()
-    seed_data(data, 3, lambda batch: None)
+    def __init__(self, drawn: bool = False) -> None:
+        super().__init__()
+        self.drawn = drawn
+        self.rows = torch.arange(40.0)[:, None].expand(40, 3) + torch.tensor([0.0, 0.5, 0.25])
+
+    def setup(self, stage: str) -> None:
+        x = torch.randn(40, 3) if self.drawn else self.rows
+        self.train, self.test = torch.utils.data.random_split(torch.utils.data.TensorDataset(x, x[:, :1]), [30, 10])
+
+    def train_dataloader(self):
+        return torch.utils.data.DataLoader(self.train, 5, shuffle=True)
+
+    def val_dataloader(self):
+        return torch.utils.data.DataLoader(self.train, 5)
+
+    def test_dataloader(self):
+        return torch.utils.data.DataLoader(self.test, 5)
+
+
+@pytest.mark.parametrize("drawn", [False, True])
+def test_test_inputs_that_were_trained_on_are_counted(drawn):
+    data, overlap = Resplit(drawn), Overlap()
+    trained, tested = [], []
+    seed_data(
+        data, 0, lambda b: (overlap.train(b), trained.append(b[0])), lambda b: (overlap.test(b), tested.append(b[0]))
+    )
+    for stage, loader in (("fit", "train_dataloader"), ("test", "test_dataloader")):
+        data.setup(stage)
+        list(getattr(data, loader)())
+    held = {tuple(row) for row in torch.cat(trained).tolist()}
+    assert overlap.share == sum(tuple(row) in held for row in torch.cat(tested).tolist()) / 10
+    assert (overlap.share == 0) == drawn  # other numbers in another stage; a new split leaks
+
+
+def test_validation_has_the_split_of_training():
+    data = Resplit()
+    seed_data(data, 0, lambda b: None)
     data.setup("fit")
-    train = {float(x) for (x,) in data.train}
-    data.setup("test")
-    assert not train & {float(x) for (x,) in data.test}
+    train = list(data.train.indices)
+    data.setup("validate")
+    assert data.train.indices == train
