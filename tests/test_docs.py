@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import pytest
@@ -13,8 +14,11 @@ from packaging.requirements import Requirement
 from torch import Tensor, nn
 
 import lightning_equiv
-from lightning_equiv import EquivarianceReport, datasets
+from lightning_equiv import EquivarianceReport, Symmetry, compare, datasets
 from lightning_equiv.audit.words import interval_words, percent
+from lightning_equiv.compare.command import main as compare_command
+from lightning_equiv.compare.records import read
+from lightning_equiv.compare.way import ready_made
 
 ROOT = Path(__file__).parents[1]
 
@@ -147,3 +151,40 @@ def test_the_code_of_the_page_on_modules_runs(tmp_path: Path, monkeypatch: pytes
     for block in blocks:
         exec(block.replace("L.Trainer(", f"L.Trainer({quiet}, "), space)
     assert type(space["again"]).__name__ == "Gravity"
+
+
+def test_the_page_on_comparing_runs_and_says_what_it_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (ROOT / "docs" / "comparing.md").read_text()
+    first, ways, *others = blocks_of("comparing.md")
+    assert len(others) == 2
+    monkeypatch.chdir(tmp_path)
+    space: dict[str, Any] = {}
+    exec(first, space)
+    assert space["comparison"].advice[-1] in page
+    named = set(re.findall(r"`(\w+)`", page))
+    assert {key for record in read(tmp_path / "comparison.jsonl") for key in record} <= named
+    for block in others:
+        exec(block, dict(space))
+    exec(ways, space)
+    module, data, symmetry = (space[name] for name in ("Torque", "Torques", "symmetry"))
+    quick = {"steps": 2, "seeds": 1, "trainer": {"accelerator": "cpu"}, "progress": False, "results": "ways.jsonl"}
+    own = compare(module, data, ways=space["ways"], symmetry=symmetry, network="net", target=1, **quick)
+    assert len(own.ways) == 6
+    assert own.failures == ()
+
+    (settings,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "mine.yaml").write_text(settings)
+    (tmp_path / "torques.py").write_text(first.partition("symmetry = Symmetry")[0])
+    monkeypatch.syspath_prepend(tmp_path)
+    compare_command(["--config", "mine.yaml", "--fast-dev-run", "--no-progress"])
+    assert "equivariant" in capsys.readouterr().out
+    assert not list(tmp_path.glob("mine.jsonl*"))  # two steps are not kept among the runs
+
+
+def test_the_page_on_comparing_has_every_way_that_is_ready_made() -> None:
+    page = (ROOT / "docs" / "comparing.md").read_text()
+    given = {"symmetry": Symmetry("SO(3)", "1o", "1o", batch="1o"), "layers": "*", "teacher": nn.Linear(3, 3)}
+    (table,) = re.findall(r"^\| way \|.*?\n\n", page, re.DOTALL | re.MULTILINE)
+    assert set(re.findall(r'"(.+?)"', table)) == set(ready_made(given))

@@ -49,7 +49,8 @@ def advice(
         check_number(f"the cost of {way!r}", cost, above=0)
     problems = problems or {}
     relative = is_relative(table, mode)
-    reports = [f"{way} {message.rstrip('.')}." for way, message in problems.items()]
+    same = {message: [way for way in problems if problems[way] == message] for message in problems.values()}
+    reports = [f"{enumerated(ways)} {message.rstrip('.')}." for message, ways in same.items()]
     ways = [way for way, figures in table.items() if figures]
     if len(ways) < 2:
         return [f"Only {ways[0]} has results." if ways else "No way has results.", *reports]

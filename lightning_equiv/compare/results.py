@@ -236,7 +236,7 @@ class Results:
             others = f" (and {more} other message{'s' if more > 1 else ''})" if more > 0 else ""
             why = f": {messages[0]}{others}" if messages else ""
             ended = enumerated(list(dict.fromkeys(_ENDED.get(f.status, f.status) for f in own)))
-            found.setdefault(case, {})[way] = f"{len(own)} of {runs} runs {ended}{why}"
+            found.setdefault(case, {})[way] = f"{ended} in {len(own)} of {runs} runs{why}"
         return found
 
     @property

@@ -18,7 +18,7 @@ from lightning_equiv.compare.results import Figures, Results
 from lightning_equiv.compare.statistics import Difference
 
 MANY = 3  # more cases than that stand beside each other, a table for each figure
-_WIDEST = 8  # columns of a page's width; more are two tables
+_WIDEST = 6  # columns of a page's width; more are two tables
 _HELD = {2: 50, 3: 76, 4: 88, 5: 92}  # seeds: how often, see `paired_difference`
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -269,8 +269,8 @@ def _note(results: Results) -> str:
         parts.append(f"Differences are from `{results.reference}`{pairs}; ratios of times are medians over seeds.")
         if share := _HELD.get(len(results.seeds)):
             parts.append(
-                f"Of {len(results.seeds)} seeds such an interval is too narrow, it holds the mean in {share} % of cases: "
-                "whether two ways are told apart is said in the advice."
+                f"Of {len(results.seeds)} seeds such an interval is too narrow, it holds the mean in {share} % of "
+                "cases: whether two ways are told apart is said in the advice."
             )
     if results.failures:
         names = list(dict.fromkeys(f"`{f.way}`" for f in results.failures))

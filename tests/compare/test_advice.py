@@ -129,12 +129,13 @@ def test_without_the_reference_only_the_best_is_compared_with():
 def test_a_way_with_problems_is_not_recommended():
     table = table_of(plain=PLAIN, remul=[*REMUL[:4], None])
     problems = {"remul": "failed in 1 of 5 runs: out of memory", "ace": "diverged in 5 of 5 runs."}
+    problems["gan"] = problems["ace"]
     assert said(table, problems=problems) == [
         "remul is better than plain by 75 to 78 %.",
         "remul would be the choice: it is better than every other way that was measured. But not all of its runs ended "
         "well, see below.",
         "remul failed in 1 of 5 runs: out of memory.",
-        "ace diverged in 5 of 5 runs.",
+        "ace and gan diverged in 5 of 5 runs.",
     ]
 
 

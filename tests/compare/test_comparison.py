@@ -107,8 +107,8 @@ def test_runs_that_failed_are_counted_and_in_no_figure():
     ]
     assert comparison.problems == {
         "": {
-            "way": "2 of 3 runs diverged and failed: nan at step 7 (and 1 other message)",
-            "other": "1 of 1 runs ended without a figure: mse is nan",
+            "way": "diverged and failed in 2 of 3 runs: nan at step 7 (and 1 other message)",
+            "other": "ended without a figure in 1 of 1 runs: mse is nan",
         }
     }
 
