@@ -66,6 +66,7 @@ def test_the_oldest_versions_are_those_that_pyproject_promises() -> None:
 
 def test_the_api_pages_list_what_is_public_and_nothing_else() -> None:
     listed = re.findall(r"^::: (\S+)$", (ROOT / "docs" / "api.md").read_text(), re.MULTILINE)
+    listed = [re.sub(r"(audit|compare)\.run\.", "", name) for name in listed]  # rooms have the names of these functions
     public = {f"lightning_equiv.{name}" for name in lightning_equiv.__all__}
     assert set(listed) == public | {f"lightning_equiv.datasets.{name}" for name in datasets.__all__}
     assert len(listed) == len(set(listed))

@@ -164,8 +164,8 @@ def _as_way(name: str, way: Any, known: Mapping[str, Way]) -> Way:
         if name not in known:
             raise ValueError(
                 f"way {name!r} is not ready-made from what is given: expected one of {list(known)}, or what it is, "
-                f"{name!r}: Way([REMUL(...)]); ConstraintRelaxation and RECM need `layers`, SymmetryCloning a `teacher`"
-                ", augmentation a symmetry with `batch`"
+                f"{name!r}: Way([REMUL(...)]); REMUL needs a `symmetry`, augmentation one with `batch`, "
+                "ConstraintRelaxation and RECM `layers` as well, SymmetryCloning a `teacher`"
             )
         return known[name]
     if isinstance(way, L.Callback):
