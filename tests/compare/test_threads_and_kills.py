@@ -1,4 +1,4 @@
-"""Runs that an executor puts into threads of one process take turns: they share the global generators."""
+"""Runs in threads of one process, which share its global generators; runs that are killed and go on."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import lightning as L
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_equiv import Comparison, compare
+from lightning_equiv.compare.records import read
 
 
 class Module(L.LightningModule):
@@ -53,3 +55,42 @@ def test_runs_in_threads_are_those_of_one_thread(tmp_path: Path) -> None:
     assert together.failures == ()
     assert len(set(figures(alone)["plain"].values())) == 4
     assert figures(together) == figures(alone)
+
+
+class Killed(BaseException):
+    pass
+
+
+class Killer(L.Callback):
+    at: int | None = None
+
+    def on_train_batch_start(self, trainer: L.Trainer, *args: object) -> None:
+        if trainer.global_step == Killer.at:
+            raise Killed
+
+
+@pytest.mark.parametrize(
+    ("validation", "saved"),
+    [
+        ({"check_val_every_n_epoch": 1}, True),
+        ({"check_val_every_n_epoch": 2}, True),
+        ({"val_check_interval": 2}, False),  # no epoch of five batches ends with a validation
+    ],
+)
+def test_a_killed_run_goes_on_as_if_it_had_not_been(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, validation: dict[str, int], saved: bool
+) -> None:
+    settings = {"steps": 32, "seeds": 1, "ways": {"own": [Killer()]}, "progress": False, "save_every": 0.0}
+    trainer = {"accelerator": "cpu", **validation}
+    whole = compare(Module, Data, results=tmp_path / "whole.jsonl", trainer=trainer, **settings)
+    for at in (18, 23, 27):  # in different epochs of five batches
+        file = tmp_path / f"{at}.jsonl"
+        monkeypatch.setattr(Killer, "at", at)
+        with pytest.raises(Killed):
+            compare(Module, Data, results=file, trainer=trainer, **settings)
+        assert read(file) == []
+        assert any(tmp_path.glob(f"{file.name}.runs/*/last.ckpt")) == saved
+        monkeypatch.setattr(Killer, "at", None)
+        again = compare(Module, Data, results=file, trainer=trainer, **settings)
+        for key in ("metrics", "batches", "steps"):
+            assert again.runs[0][key] == whole.runs[0][key]
