@@ -9,7 +9,6 @@ import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
@@ -61,28 +60,6 @@ def main(args: list[str]) -> None:
         parser.error(str(error))
 
 
-def _run(options: argparse.Namespace, scratch: str) -> None:
-    config = configuration(options.config, options.preset, options.fast_dev_run)
-    save = options.save or config.pop("save", [])
-    config.pop("save", None)
-    config |= {
-        name: value for name in ("seeds", "jobs", "threads", "results") if (value := getattr(options, name)) is not None
-    }
-    kept = not options.fast_dev_run or "results" in config
-    config.setdefault("results", str(Path("" if kept else scratch, options.config.with_suffix(".jsonl").name)))
-    if options.ways:
-        config["ways"] = _chosen(config.get("ways"), options.ways)
-    if options.draw:
-        made = Comparison.load(config["results"], reference=config.get("reference"), title=config.get("title", ""))
-    else:
-        made = compare(**config, retry=options.retry, progress=options.progress)
-    made.print()
-    for file in [save] if isinstance(save, str) else save:
-        print(f"written: {made.save(file)}")
-    if kept and not options.draw:
-        print(f"runs: {config['results']}")
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m lightning_equiv compare", description=DESCRIPTION)
     parser.add_argument("--config", type=Path, required=True, help="arguments of `lightning_equiv.compare`, as YAML")
@@ -108,7 +85,7 @@ def configuration(path: Path, preset: str | None = None, fast: bool = False) -> 
     Args:
         path: of a YAML file; "presets" in it are changes by name, of which "fast" belongs to `fast`.
         preset: which of them; mappings are merged, all else is replaced.
-        fast: two steps of each way; the file's `results` are left out, unless they are those of its preset "fast".
+        fast: two steps of each way.
 
     Raises:
         ValueError: names that are no arguments; a preset that is not there.
@@ -125,8 +102,6 @@ def configuration(path: Path, preset: str | None = None, fast: bool = False) -> 
         config = merged(config, presets.get(name, {}))
     if fast:
         config |= _FAST
-        if "results" not in presets.get("fast", {}):
-            config.pop("results", None)  # two steps are not to be found among the runs
     for name in config:
         if name not in _TOP:
             near = difflib.get_close_matches(name, _TOP, 1)

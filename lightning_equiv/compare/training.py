@@ -57,11 +57,6 @@ def train(plan: Plan, key: RunKey, way: Way, steps: int, wait: bool = False) -> 
     Returns:
         What is known of the run, see `records`; None where another process has it in hand, or has done it.
     """
-    with _ONE_A_PROCESS:
-        return _locked(plan, key, way, steps, wait)
-
-
-def _locked(plan: Plan, key: RunKey, way: Way, steps: int, wait: bool) -> Record | None:
     folder = plan.folder / _file_name(key)
     plan.folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(f"{folder}.lock")

@@ -70,15 +70,11 @@ class Killer(L.Callback):
 
 
 @pytest.mark.parametrize(
-    ("validation", "saved"),
-    [
-        ({"check_val_every_n_epoch": 1}, True),
-        ({"check_val_every_n_epoch": 2}, True),
-        ({"val_check_interval": 2}, False),  # no epoch of five batches ends with a validation
-    ],
+    "validation",
+    [{"check_val_every_n_epoch": 1}, {"check_val_every_n_epoch": 2}, {"val_check_interval": 2}],  # epochs of 5 batches
 )
 def test_a_killed_run_goes_on_as_if_it_had_not_been(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, validation: dict[str, int], saved: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, validation: dict[str, int]
 ) -> None:
     settings = {"steps": 32, "seeds": 1, "ways": {"own": [Killer()]}, "progress": False, "save_every": 0.0}
     trainer = {"accelerator": "cpu", **validation}
@@ -89,7 +85,7 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(
         with pytest.raises(Killed):
             compare(Module, Data, results=file, trainer=trainer, **settings)
         assert read(file) == []
-        assert any(tmp_path.glob(f"{file.name}.runs/*/last.ckpt")) == saved
+        assert any(tmp_path.glob(f"{file.name}.runs/*/last.ckpt"))
         monkeypatch.setattr(Killer, "at", None)
         again = compare(Module, Data, results=file, trainer=trainer, **settings)
         for key in ("metrics", "batches", "steps"):
