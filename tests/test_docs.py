@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 from torch import Tensor, nn
 
 import lightning_equiv
-from lightning_equiv import EquivarianceReport, Symmetry, compare, datasets
+from lightning_equiv import EquivarianceReport, GroupConvolution, Symmetry, compare, datasets
 from lightning_equiv.audit.words import interval_words, percent
 from lightning_equiv.compare.command import main as compare_command
 from lightning_equiv.compare.records import read
@@ -186,6 +186,7 @@ def test_the_page_on_comparing_runs_and_says_what_it_says(
 
 def test_the_page_on_comparing_has_every_way_that_is_ready_made() -> None:
     page = (ROOT / "docs" / "comparing.md").read_text()
-    given = {"symmetry": Symmetry("SO(3)", "1o", "1o", batch="1o"), "layers": "*", "teacher": nn.Linear(3, 3)}
+    given = {"symmetry": Symmetry("SO(3)", "1o", "1o", batch="1o"), "layers": "*"}
+    given["teacher"] = GroupConvolution("C4", 4, 3)
     (table,) = re.findall(r"^\| way \|.*?\n\n", page, re.DOTALL | re.MULTILINE)
     assert set(re.findall(r'"(.+?)"', table)) == set(ready_made(given))
