@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from filelock import FileLock
 from tqdm import tqdm
 
@@ -200,12 +201,9 @@ def _costs(
                 measured = measure_costs(plan, first, case, seed)
             else:  # where they will train
                 measured = executor.submit(measure_costs, plan, first, case, seed).result()
-            again = [
-                known[case, r["way"]]["step_seconds"] / r["step_seconds"] for r in measured if (case, r["way"]) in known
-            ]
-            pace = (
-                statistics.median(again) if again else 1.0
-            )  # what was measured stays, and the machine may be slower now
+            again = [r for r in measured if (case, r["way"]) in known]
+            paces = [known[case, r["way"]]["step_seconds"] / r["step_seconds"] for r in again]
+            pace = statistics.median(paces) if paces else 1.0  # what is known stays; the machine may be slower now
             for record in measured:
                 if (case, record["way"]) not in known:
                     record |= {name: pace * record[name] for name in ("fixed_seconds", "step_seconds")}
@@ -331,8 +329,4 @@ def _is_there(record: Record | None, retry: bool) -> bool:
 
 def _threads(jobs: int) -> int | None:
     """The cores are shared."""
-    if jobs == 1:
-        return None
-    import torch
-
-    return max(1, torch.get_num_threads() // jobs)
+    return None if jobs == 1 else max(1, torch.get_num_threads() // jobs)
