@@ -166,6 +166,8 @@ CLAIMS = [
 def page(found: dict[str, Comparison]) -> str:
     """The page, in Markdown."""
     experiments = [e for e in EXPERIMENTS if e.name in found]
+    runs = [r for c in found.values() for r in (*c.runs, *c.trials)]
+    hours = sum(r["cpu_seconds"] for r in runs) / 3600
     lines = [
         "# Results",
         "",
@@ -173,7 +175,8 @@ def page(found: dict[str, Comparison]) -> str:
         "",
         "`make results` writes this page from the JSON lines in `docs/results`, a run each; the command above a table "
         "makes its lines, on two cores of a CPU, one thread a run. [Comparing](comparing.md) says how a comparison is "
-        "made, and what its intervals mean. Sizes are small: the presets of the configurations have larger ones.",
+        f"made, and what its intervals mean. Sizes are small, {len(runs)} trainings in {hours:.1f} core-hours "
+        "(validation and measuring not counted): the presets of the configurations have larger ones.",
         "",
         "## What the papers claim, and what was measured",
         "",
