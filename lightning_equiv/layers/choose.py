@@ -12,7 +12,7 @@ from torch import nn
 
 from lightning_equiv.layers.families import FAMILIES
 from lightning_equiv.layers.hidden_parameters import CONTAINER
-from lightning_equiv.layers.layer import Layer, LayerFamily
+from lightning_equiv.layers.layer import Block, Layer, LayerFamily
 from lightning_equiv.representations.representation import as_representation
 
 Chooser = str | type | Callable[[str, nn.Module], bool]
@@ -80,6 +80,29 @@ def find_layers(module: nn.Module, layers: Layers, families: Sequence[LayerFamil
 def family_of(module: nn.Module, families: Sequence[LayerFamily] = ()) -> LayerFamily:
     """The family of a module: the first that matches, of `families` and then of the built-in ones."""
     return next(family for family in (*families, *FAMILIES) if family.matches(module))
+
+
+def find_blocks(network: nn.Module, families: Sequence[LayerFamily] = ()) -> dict[nn.Parameter, list[Block]]:
+    """The matrices in the parameters of a network, `LayerFamily.blocks`; no entry for a parameter that has none.
+
+    Raises:
+        ValueError: no parameter has any; one is smaller than its blocks.
+    """
+    found: dict[nn.Parameter, list[Block]] = {}
+    for path, module in network.named_modules():
+        family = family_of(module, families)
+        for name, p in module.named_parameters(recurse=False):
+            blocks = family.blocks(module, name, p.shape)
+            if blocks and max(b.start + b.rows * b.columns for b in blocks) > p.numel():
+                raise ValueError(
+                    f"expected parameter {name!r} of {path!r} ({type(module).__name__}) to hold {blocks}, got a shape "
+                    f"{tuple(p.shape)}: parameters that are sharded (FSDP, DeepSpeed) are not supported, take DDP"
+                )
+            if blocks:
+                found.setdefault(p, blocks)
+    if not found:
+        raise ValueError(f"expected a network with matrices, got none in {type(network).__name__}")
+    return found
 
 
 def _given(value: Any) -> Any:

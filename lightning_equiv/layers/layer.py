@@ -7,7 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,14 @@ from lightning_equiv.layers.branch_networks import LinearBranch, MLPBranch
 from lightning_equiv.representations.representation import Representation, RepresentationLike, as_representation
 
 Types: TypeAlias = str | type | Sequence[str | type]
+
+
+class Block(NamedTuple):
+    """A matrix in a parameter: `rows * columns` neighbouring numbers of `parameter.flatten()`, from `start` on."""
+
+    start: int
+    rows: int
+    columns: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,6 +112,19 @@ class LayerFamily(ABC):
     def grid(self, module: nn.Module) -> int:
         """Dimensions of the grid that a convolution slides over; 0 for a layer that is none."""
         return 0
+
+    def blocks(self, module: nn.Module, name: str, shape: torch.Size) -> list[Block]:
+        """The matrices in a parameter of the module's own, each from all channels of an irrep to all of an irrep.
+
+        Args:
+            module: of this family.
+            name: of the parameter in the module.
+            shape: of the parameter.
+
+        Returns:
+            None of a vector; a parameter that is a matrix is one.
+        """
+        return [Block(0, *shape)] if len(shape) == 2 else []
 
     def describe(
         self, name: str, module: nn.Module, given: tuple[RepresentationLike, RepresentationLike] | None = None

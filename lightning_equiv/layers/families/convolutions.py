@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from lightning_equiv.layers.layer import Layer, LayerFamily, flat_sizes
+from lightning_equiv.layers.layer import Block, Layer, LayerFamily, flat_sizes
 from lightning_equiv.representations.representation import Representation
 
 
@@ -52,6 +52,10 @@ class Convolutions(LayerFamily):
     def channels(self, module: nn.Module) -> tuple[int | None, int | None]:
         """Of torch's convolutions; those of a group convolution come with orientations, which only a call shows."""
         return super().channels(module) if isinstance(module, _ConvNd) else (None, None)
+
+    def blocks(self, module: nn.Module, name: str, shape: torch.Size) -> list[Block]:
+        """A kernel is one matrix: its first dimension against all others."""
+        return [Block(0, shape[0], math.prod(shape[1:]))] if len(shape) > 2 else super().blocks(module, name, shape)
 
     def feature_dims(self, module: nn.Module, representation: Representation) -> tuple[int, ...]:
         return (1,)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from e3nn import o3
 from torch import nn
 
-from lightning_equiv.layers.layer import Layer, LayerFamily
+from lightning_equiv.layers.layer import Block, Layer, LayerFamily
 from lightning_equiv.representations.irreps import IrrepsTensor
 from lightning_equiv.representations.representation import RepresentationLike
 
@@ -42,6 +44,25 @@ class E3nn(LayerFamily):
     def representations(self, module: nn.Module) -> tuple[RepresentationLike, RepresentationLike]:
         irreps_in, irreps_out = _irreps(module)
         return IrrepsTensor(irreps_in), IrrepsTensor(irreps_out)
+
+    def blocks(self, module: nn.Module, name: str, shape: torch.Size) -> list[Block]:
+        """Those of the instructions, which lie one behind the other in the flat `weight`.
+
+        The weights of a path between channels one by one ("uvu") are no matrix.
+        """
+        if name != "weight" or len(shape) != 1 or not isinstance(module, o3.Linear | o3.TensorProduct):
+            return super().blocks(module, name, shape)
+        blocks, start = [], 0
+        for path in module.instructions:
+            if isinstance(module, o3.Linear) and path.i_in == -1:  # a bias
+                continue
+            if isinstance(module, o3.TensorProduct) and not path.has_weight:
+                continue
+            size = math.prod(path.path_shape)
+            if size and (isinstance(module, o3.Linear) or path.connection_mode.endswith("w")):
+                blocks.append(Block(start, size // path.path_shape[-1], path.path_shape[-1]))
+            start += size
+        return blocks
 
 
 def _irreps(module: nn.Module) -> tuple[Any, Any]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import nn
 
-from lightning_equiv.layers.layer import Layer, LayerFamily, wrong_size
+from lightning_equiv.layers.layer import Block, Layer, LayerFamily, wrong_size
 from lightning_equiv.representations.representation import Representation, RepresentationLike
 
 
@@ -34,3 +35,7 @@ class Plain(LayerFamily):
             return representation.feature_dims
         dims = representation.acts_on
         return dims if -1 in dims else (*dims, -1)
+
+    def blocks(self, module: nn.Module, name: str, shape: torch.Size) -> list[Block]:
+        """The rows of an embedding are vectors, each by itself."""
+        return [] if isinstance(module, nn.Embedding | nn.EmbeddingBag) else super().blocks(module, name, shape)
