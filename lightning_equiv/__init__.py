@@ -40,6 +40,7 @@ from lightning_equiv.metrics.spectrum import EquivarianceSpectrum, Spectrum, equ
 from lightning_equiv.metrics.worst_case import WorstCase, worst_case
 from lightning_equiv.modules.symmetry_mixin import SymmetryMixin
 from lightning_equiv.modules.symmetry_module import ClassificationModule, RegressionModule, SymmetryModule
+from lightning_equiv.optim.block_adam import BlockNormalizedAdam
 from lightning_equiv.representations.cartesian import CartesianTensor, Point
 from lightning_equiv.representations.custom import Custom
 from lightning_equiv.representations.image import Image, VectorField
@@ -68,6 +69,7 @@ __all__ = [
     "SO3",
     "AlgebraElement",
     "AngleProfile",
+    "BlockNormalizedAdam",
     "CartesianTensor",
     "CircularConvolution",
     "ClassChanges",

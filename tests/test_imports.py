@@ -18,6 +18,7 @@ ROOMS = [
     "datasets",
     "layers",
     "metrics",
+    "optim",
     "strategies",
     "audit",
     "compare",

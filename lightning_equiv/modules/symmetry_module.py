@@ -22,6 +22,7 @@ from torchmetrics.regression import MeanAbsoluteError
 from lightning_equiv._checks import check_number
 from lightning_equiv.modules.primitives import as_primitive
 from lightning_equiv.modules.symmetry_mixin import SymmetryMixin
+from lightning_equiv.optim.parameters import ParametersOf
 from lightning_equiv.strategies.attachment import check_optimizers
 from lightning_equiv.strategies.base import SymmetryCallback
 from lightning_equiv.symmetry.symmetry import Symmetry, as_symmetry
@@ -64,7 +65,8 @@ class SymmetryModule(SymmetryMixin):
         symmetry: how a group element moves what goes into and comes out of `net`; brings a monitor.
         strategies: for training; their `network` is "net".
         metrics: by name, for validation and test; each with one value.
-        optimizer: parameters -> optimizer: a class of `torch.optim` or a `functools.partial` of one.
+        optimizer: parameters -> optimizer: a class of `torch.optim`, `BlockNormalizedAdam`, or a `functools.partial` of
+            one.
         lr: learning rate of all parameters, and what `Tuner.lr_find` sets; None is the optimizer's own.
         scheduler: optimizer -> learning-rate scheduler.
         interval: whether the scheduler counts epochs or optimizer steps.
@@ -285,7 +287,7 @@ class SymmetryModule(SymmetryMixin):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer at `lr`, and its scheduler."""
-        optimizer = self.optimizer(self.parameters())
+        optimizer = self.optimizer(ParametersOf(self))
         if self.lr is not None:
             for group in optimizer.param_groups:
                 group["lr"] = self.lr

@@ -1,0 +1,1 @@
+"""Optimizers that know the blocks of equivariant layers."""
