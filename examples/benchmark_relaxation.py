@@ -1,5 +1,7 @@
 """What relaxing layers costs: a training step relaxed against strict, and the network before against after.
 
+Also what an optimizer's step alone costs that divides by the largest singular values of its blocks, against Adam's.
+
     python examples/benchmark_relaxation.py --csv docs/results/benchmark_relaxation.csv
 
 One thread, processor time; medians of rounds in which the ways take turns. Memory is what autograd keeps for the
@@ -22,7 +24,7 @@ from networks.e3nn_message_passing import E3nnMessagePassing
 from networks.tasks import Particles
 from torch import Tensor
 
-from lightning_equiv import RECM, ConstraintRelaxation
+from lightning_equiv import RECM, BlockNormalizedAdam, ConstraintRelaxation
 from lightning_equiv.datasets.nbody import charged_dataset
 
 
@@ -99,6 +101,9 @@ def main() -> None:
     inputs = [batch[key] for key in ("charges", "positions", "velocities")]
     with torch.inference_mode():
         before, after = seconds([lambda: strict.net.eval()(*inputs), lambda: relaxed.net.eval()(*inputs)], rounds)
+    optimizers = torch.optim.Adam(strict.parameters(), lr=0.0), BlockNormalizedAdam(strict, lr=0.0)
+    strict.training_step(batch, 0).backward()
+    adam, normalized = seconds([optimizer.step for optimizer in optimizers], rounds)
 
     rows = [["", "ms", "x strict", "MiB kept for backward", "x strict", "parameters"]]
     names = (
@@ -112,8 +117,12 @@ def main() -> None:
     rows.append(["inference, never relaxed", f"{1e3 * before:.2f}", "1.00", "", "", str(parameters[0])])
     rows.append(["inference, after detach", f"{1e3 * after:.2f}", f"{after / before:.2f}", "", "", str(parameters[0])])
     rows.append(["RECM's step, x relaxed", "", f"{times[3] / times[1]:.2f}", "", f"{memory[3] / memory[1]:.2f}", ""])
+    rows.append(["optimizer alone, Adam", f"{1e3 * adam:.2f}", f"{adam / times[0]:.2f}", "", "", ""])
+    name = "optimizer alone, block-normalised Adam"
+    rows.append([name, f"{1e3 * normalized:.2f}", f"{normalized / times[0]:.2f}", "", "", ""])
+    rows.append(["block-normalised Adam, x Adam", "", f"{normalized / adam:.2f}", "", "", ""])
     for row in rows:
-        print("".join(f"{cell:>26}" for cell in row))
+        print("".join(f"{cell:>40}" for cell in row))
     if options.csv is not None:
         with options.csv.open("w", newline="") as file:
             csv.writer(file).writerows(rows)
