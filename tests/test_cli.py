@@ -28,7 +28,9 @@ from lightning_equiv.__main__ import main
 from tests.contracts import GROUPS, REPRESENTATIONS
 
 ROOT = Path(__file__).parents[1]
-CONFIGS = {path.stem: path for path in sorted((ROOT / "examples/cli").glob("*.yaml")) if path.stem != "audit"}
+CONFIGS = {
+    path.stem: path for path in sorted((ROOT / "examples/cli").glob("*.yaml")) if path.stem not in ("audit", "compare")
+}
 # lightning 2.6 itself calls what jsonargparse 4.53 deprecates
 pytestmark = pytest.mark.filterwarnings("ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning")
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
