@@ -8,10 +8,11 @@ from statistics import fmean
 from typing import Any
 
 from lightning_equiv.audit.document import Picture
+from lightning_equiv.audit.words import enumerated
 from lightning_equiv.compare.records import Record, only
 from lightning_equiv.compare.results import Figures, Results, on_cpu, training_seconds
 
-MOST_SERIES = 8  # that are told apart
+MOST_SERIES = 9  # that are told apart
 _MOST_POINTS = 24  # of a curve
 
 
@@ -142,5 +143,5 @@ def _thinned(x: list[float]) -> list[float]:
 
 def _left_out(results: Results, ways: list[str]) -> str:
     figures: list[Figures] = [results.figures(case, name) for case in results.cases for name in results.judged(case)]
-    others = len({way for own in figures for way in own} - set(ways))
-    return f" The {others} ways with the largest distance from the best are in the table alone." if others else ""
+    others = [way for way in dict.fromkeys(way for own in figures for way in own) if way not in ways]
+    return f" Far from the best, and in the table alone: {enumerated([f'`{w}`' for w in others])}." if others else ""

@@ -131,12 +131,12 @@ def test_pictures_hold_the_numbers_of_the_runs(comparison):
     assert angles.data["series"]["ACE"]["value"] == pytest.approx(expected.tolist())
 
 
-def test_at_most_eight_ways_are_drawn_and_the_reference_is_one():
+def test_at_most_nine_ways_are_drawn_and_the_reference_is_one():
     means = {"plain": 99.0, **{f"way {i}": float(11 - i) for i in range(10)}}
     comparison = Comparison([r for way, m in means.items() for r in records({way: [m, m + 0.1]})])
     (picture,) = comparison.document.pictures
-    assert list(picture.data["series"]) == ["plain", *(f"way {i}" for i in range(3, 10))]
-    assert "3 ways" in picture.caption
+    assert list(picture.data["series"]) == ["plain", *(f"way {i}" for i in range(2, 10))]
+    assert "in the table alone: `way 0` and `way 1`." in picture.caption
 
 
 def test_a_step_that_one_seed_lacks_is_in_no_mean():
