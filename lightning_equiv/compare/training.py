@@ -166,8 +166,9 @@ class _Run:
         return [name for name in tested if name.startswith(same)] or tested
 
     def _saw(self, batch: Any) -> None:
-        self.batches.update(batch)
-        self.overlap.train(batch)
+        if self.watch.trains:
+            self.batches.update(batch)
+            self.overlap.train(batch)
 
     def known(self) -> Record:
         """What is known of the run."""

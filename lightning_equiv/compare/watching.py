@@ -57,6 +57,7 @@ class Watch(L.Callback):
         self.file, self.every = file, every
         self.curve: dict[str, list[list[float]]] = {}
         self.clock, self.steps = Clock(), 0
+        self.trains = False  # a strategy may look at batches before training begins, as cloning does
         self._saved = time.monotonic()
         self._random: dict[str, Any] | None = None
 
@@ -84,6 +85,9 @@ class Watch(L.Callback):
             trainer.save_checkpoint(beside)
             os.replace(beside, self.file)  # a run that is killed now has the earlier one
             self._saved = time.monotonic()
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.trains = True
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.clock.stop()

@@ -15,7 +15,7 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch import nn
 
-from lightning_equiv import REMUL, GroupAugmentation
+from lightning_equiv import REMUL, GroupAugmentation, SymmetryCloning
 from lightning_equiv.compare import costs, training
 from lightning_equiv.compare.way import Way, ready_made
 from lightning_equiv.wiring.override import override
@@ -59,24 +59,27 @@ def output(module):
 # ---- the same for all --------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("source", ["torch", "numpy", "python"])
 def test_all_ways_of_a_seed_see_the_same_batches(tmp_path, source):
-    tests = {name: [] for name in ("plain", "wide", "drawing", "augmentation", "REMUL")}
+    tests = {name: [] for name in ("plain", "wide", "drawing", "augmentation", "REMUL", "cloning")}
+    shown = {"inputs": lambda batch: batch[0], "steps": 2, "on_failure": "warn"}  # batches, before training begins
+    cloning = SymmetryCloning(torch.nn.Identity(), "net", symmetry=SYMMETRY, **shown)
     ways = {
         "plain": Way([Keeps([], [], tests["plain"])]),
         "wide": Way([Keeps([], [], tests["wide"])], settings={"width": 31, "dropout": 0.3}),
         "drawing": Way([Keeps([], [], tests["drawing"])], settings={"draws": True}),
         "augmentation": Way([GroupAugmentation(SYMMETRY), Keeps([], [], tests["augmentation"])]),
         "REMUL": Way([REMUL(SYMMETRY, network="net"), Keeps([], [], tests["REMUL"])]),
+        "cloning": Way([cloning, Keeps([], [], tests["cloning"])]),
     }
     data = {"class_path": "tests.compare.toys.Data", "init_args": {"source": source}}
     records = run(tmp_path / "r.jsonl", data=data, ways=ways, seeds=2)
-    assert [r["status"] for r in records] == ["ok"] * 10
+    assert [r["status"] for r in records] == ["ok"] * 12
     by_seed = [{json.dumps(r["batches"]) for r in records if r["seed"] == seed} for seed in (0, 1)]
     assert len(by_seed[0]) == len(by_seed[1]) == 1
     assert by_seed[0] != by_seed[1]
     assert list(records[0]["batches"]) == ["1", "2", "4", "8", "12"]
     assert all(batches == tests["plain"] for batches in tests.values())
     assert tests["plain"][0] != tests["plain"][1]  # of the other seed
-    assert len({r["metrics"]["test_loss"] for r in records}) == 10
+    assert len({r["metrics"]["test_loss"] for r in records}) == 12
 
 
 def test_without_seeded_data_ways_see_other_batches(tmp_path, monkeypatch):
