@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_equiv.layers.layer import Layer, wrong_size
+from lightning_equiv.wiring.evaluation import set_flag
 from lightning_equiv.wiring.in_place import version
-from lightning_equiv.wiring.recomputation import in_backward
+from lightning_equiv.wiring.recomputation import in_backward, in_extra_pass
 
 
 def make_branch(layer: Layer, kind: str, scale: float) -> nn.Module:
@@ -58,6 +59,7 @@ class Branch:
     level: Callable[[Tensor, Tensor], Tensor] | None = None
     version: int | None = None
     off: int = 0
+    _held: list[nn.Module] = field(default_factory=list)
 
     def set_theta(self, value: float) -> None:
         """A new level; exactly 0 leaves the layer alone."""
@@ -71,6 +73,40 @@ class Branch:
     def stop(self) -> None:
         """Stop listening; the inputs stay until the next start."""
         self.listening = False
+
+    def learns(self, module: nn.Module) -> bool:
+        """Whether the call that runs is one of a training step's own, or one that its backward pass runs again.
+
+        From the second of them on the branch's norm is held: all calls of a step have one.
+
+        Args:
+            module: the LightningModule, whose extra passes are neither.
+        """
+        again = in_backward()
+        if not (self.listening or (again and not in_extra_pass(module))):
+            return False
+        if again or self.calls > 1:
+            self._hold()
+        return True
+
+    def await_backward(self, awaiting: bool) -> None:
+        """Whether the backward pass of this step is still to come; with it the norm is held no longer."""
+        self.awaiting = awaiting
+        if not awaiting:
+            for module in self._held:
+                set_flag(module, training=True)
+            self._held = []
+
+    def _hold(self) -> None:
+        """Divide the branch by its norm as it was estimated last, without a further step of the power iteration."""
+        for module in getattr(self.network, "parametrizations", nn.ModuleDict()).modules():
+            if module.training:
+                self._held.append(module)
+                set_flag(module, training=False)
+
+    def is_strict(self, threshold: float) -> bool:
+        """Whether so little is relaxed that the layer is left without its branch."""
+        return abs(float(self.theta)) < threshold
 
     def apply(self, x: Tensor, f_x: Tensor) -> Tensor:
         """n(x), in the shape of f(x)."""

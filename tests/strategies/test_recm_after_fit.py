@@ -22,7 +22,7 @@ from lightning_equiv import (
 )
 from lightning_equiv.layers.relaxed_layer import RelaxedLayer
 from lightning_equiv.representations.representation import Representation
-from lightning_equiv.strategies.recm.kept_layers import without_branches
+from lightning_equiv.strategies.kept_layers import without_branches
 from tests.helpers import global_seed, normal
 from tests.strategies.recm_by_hand import make_recm, thetas
 from tests.strategies.relaxed_by_hand import LAYERS

@@ -6,53 +6,44 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
-from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor
 
 from lightning_equiv._checks import check_number
 from lightning_equiv.groups.group import Group
 from lightning_equiv.layers.branch import Branch, container_key
-from lightning_equiv.layers.branch_networks import normalised
 from lightning_equiv.layers.choose import Layers
 from lightning_equiv.layers.hidden_parameters import HiddenParameters
 from lightning_equiv.layers.layer import Layer, LayerFamily, check_sizes
-from lightning_equiv.layers.relaxed_layer import RelaxedLayer
 from lightning_equiv.strategies.base import Target
-from lightning_equiv.strategies.branch_callback import BranchCallback, Branches, Evaluate
+from lightning_equiv.strategies.branch_callback import Branches, Evaluate
+from lightning_equiv.strategies.learned_level import Learned, LearnedLevelCallback, Report, normalise
 from lightning_equiv.strategies.recm.critic import LipschitzCritic, draw_elements
-from lightning_equiv.strategies.recm.kept_layers import KeptLayers, check_finite, check_names, without_branches
 from lightning_equiv.strategies.recm.recurrence import Recurrence, Step, commit, make_level
-from lightning_equiv.strategies.recm.report import format_report, layer_report, strict, too_short, write
+from lightning_equiv.strategies.recm.report import format_report, layer_report, too_short
 from lightning_equiv.strategies.recm.target import declared_target, read_target, target_size
 from lightning_equiv.symmetry.symmetry import Symmetry
-from lightning_equiv.wiring.override import override
 
 
 @dataclass(eq=False)
-class Recurrent:
+class Recurrent(Learned):
     """What RECM keeps beside its branches.
 
     Attributes:
         recurrences: the state of every layer by its name.
         gain: b of this optimizer step.
-        step: optimizer step whose violations the states take up next.
-        total_steps: of the run.
         now: what the layers share in the training step that is running.
     """
 
     recurrences: dict[str, Recurrence]
     gain: float
-    step: int = 0
-    total_steps: int = 0
     now: Step | None = None
 
 
-class RECM(BranchCallback):
+class RECM(LearnedLevelCallback):
     r"""Recurrent equivariant constraint modulation: every layer learns from the data how much of its symmetry to keep.
 
         f_l(x) + theta_l n_l(x)                            n_l normalised, so that it cannot undo a small theta
@@ -116,7 +107,6 @@ class RECM(BranchCallback):
           pages={98322--98341}, year={2026}, note={arXiv:2602.02853}}
     """
 
-    continues = True
     ready_made = {"RECM": {}}  # noqa: RUF012 (never changed)
 
     def __init__(
@@ -144,8 +134,10 @@ class RECM(BranchCallback):
         super().__init__(
             layers,
             families=families,
+            threshold=threshold,
+            finalize=finalize,
+            dropping="finalize='drop'",
             branch=branch,
-            init_scale=1.0,
             evaluate=evaluate,
             symmetry=symmetry,
             network=network,
@@ -159,7 +151,6 @@ class RECM(BranchCallback):
                 "take the rotations, e.g. 'SO(3)' in place of 'SE(3)'"
             )
         check_number("gain", gain, above=0, below=1)
-        check_number("threshold", threshold, least=0)
         if start not in ("relaxed", "equivariant") or finalize not in ("keep", "drop"):
             raise ValueError(
                 "expected start to be 'relaxed' or 'equivariant' and finalize to be 'keep' or 'drop', got "
@@ -170,20 +161,15 @@ class RECM(BranchCallback):
             check_number(key, value, least=1, whole=True)
         self.target, self.gain, self.num_samples = target, gain, num_samples
         self.critic_width, self.state_dim, self.start = critic_width, state_dim, start
-        self.threshold, self.finalize, self.max_rows = threshold, finalize, max_rows
+        self.max_rows = max_rows
         self.target_representation = declared_target(self.symmetry, self.group, target)
         moved = self.target_representation
         self.target_size = None if moved is None else target_size(moved, self.group)
-        self.report: list[dict[str, Any]] = []
-        self._kept = KeptLayers()
 
     # ---- what the branch strategy asks ---------------------------------------------------------------------------
     def check_layer(self, layer: Layer) -> None:
         """How inputs move must be known, and how outputs do where they stand for the target."""
-        if isinstance(layer.module, RelaxedLayer):
-            raise ValueError(
-                f"layer {layer.name!r} is relaxed already: put its `layer` back, or fit with the same RECM"
-            )
+        super().check_layer(layer)
         needed = [layer.inputs] if self.target is not None else [layer.inputs, layer.outputs]
         for representation in needed:
             if representation is None:
@@ -199,7 +185,7 @@ class RECM(BranchCallback):
         """Normalise the branches; u, w and a state for each."""
         recurrences, module = {}, self._attached().module
         for b in branches:
-            b.network = container[container_key(b.layer)] = normalised(b.network)
+            normalise(b, container)
             dim = math.prod(b.layer.in_features or ()) + (self.target_size or math.prod(b.layer.out_features or ()))
             critic = LipschitzCritic(dim, self.critic_width, self.state_dim).to(b.theta.device)
             container[f"{container_key(b.layer)}-critic"] = critic
@@ -226,23 +212,17 @@ class RECM(BranchCallback):
             recurrence.read()  # theta of the first state
         return parts
 
-    def set_progress(self, step: int, total: int) -> None:
-        """The gain of an optimizer step; the states take up what was seen since the last."""
+    def begin_step(self, step: int, total: int) -> None:
+        """The gain of an optimizer step."""
         recurrent = self._recurrent
-        if step != recurrent.step:
-            self.commit()
         if not recurrent.total_steps and self.start == "relaxed":
             words = too_short(type(self).__name__, self.gain, self.threshold, total)
             if words is not None:
                 rank_zero_info(words)
-        recurrent.step, recurrent.total_steps = step, total
-        for b in self.branches:
-            b.active = True
         recurrent.gain = self.gain * min(1.0, max(0.0, 2 * (1 - step / total)))
 
-    def commit(self) -> None:
-        """h <- (1 - b) h + b s, once for every optimizer step, on all processes together."""
-        self._await(awaiting=False)
+    def update_levels(self) -> None:
+        """h <- (1 - b) h + b s."""
         commit(self._recurrent.recurrences.values(), self._recurrent.gain)
 
     def penalty(self, module: L.LightningModule) -> Tensor:
@@ -254,147 +234,26 @@ class RECM(BranchCallback):
         idle = [p for r in self.recurrences.values() if not r.branch.calls for p in r.critic.parameters()]
         return zero + 0 * sum(p.sum() for p in idle)
 
-    # ---- a training step -----------------------------------------------------------------------------------------
     def _ready(self, batch: Any) -> None:
         recurrent, device = self._recurrent, self.branches[0].theta.device
-        self._await(awaiting=False)  # of a step without a backward pass
         elements = draw_elements(self.group, self.num_samples, self.max_rows, self.generator, device)
-        recurrent.now = Step(recurrent.gain, None if self.target is None else read_target(self.target, batch), elements)
         super()._ready(batch)
-
-    def _done(self) -> None:
-        super()._done()
-        self._await(awaiting=True)
+        recurrent.now = Step(recurrent.gain, None if self.target is None else read_target(self.target, batch), elements)
 
     def _await(self, awaiting: bool) -> None:
-        for recurrence in self.recurrences.values():
-            recurrence.await_backward(awaiting)
+        super()._await(awaiting)
         self._recurrent.now = self._recurrent.now if awaiting else None
 
-    # ---- Lightning's hooks ---------------------------------------------------------------------------------------
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """For `fit` begin (again) from the user's layers; for anything else wait for a checkpoint with our state."""
-        if stage == "fit":
-            if self.finalize == "keep" and isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
-                raise RuntimeError(
-                    f"{type(self).__name__}: processes that are forked or spawned bring back weights under the "
-                    "module's own keys only: expected finalize='drop' there, or strategy='ddp'"
-                )
-            super().setup(trainer, pl_module, stage)
-        before = pl_module.on_load_checkpoint
+    # ---- checkpoints and the report ------------------------------------------------------------------------------
+    def own_levels(self) -> dict[str, dict[str, Any]]:
+        """h and the mean squares."""
+        return {name: recurrence.state() for name, recurrence in self.recurrences.items()}
 
-        def on_load_checkpoint(checkpoint: dict[str, Any]) -> None:
-            before(checkpoint)
-            state = checkpoint.get("callbacks", {}).get(self.state_key) or {}
-            checkpoint["state_dict"] = without_branches(checkpoint["state_dict"], state.get("kept", []))
-            if stage != "fit":
-                self.restore_module(pl_module)
-                self.detach()
-                if state:
-                    self.load_state_dict(state)
-                    self.attach(pl_module)
-                    self._project()
-
-        self._stage_undo.callback(override(pl_module, "on_load_checkpoint", on_load_checkpoint))
-
-    def on_after_backward(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Nothing runs again for this step."""
-        self._await(awaiting=False)
-
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """The states move once an optimizer step, before anything is validated or saved."""
-        if trainer.global_step != self._recurrent.step:
-            self.commit()
-            self._recurrent.step = trainer.global_step
-
-    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Project, or leave the branches that are above the threshold."""
-        super().on_validation_start(trainer, pl_module)
-        if self.evaluate == "relaxed" and self._attachment is not None:
-            self._attachment.evaluation_undo.enter_context(self.projected())
-            self._project()
-
-    def _project(self) -> None:
-        for b in self.branches:
-            b.active = not strict(b, self.threshold)
-
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Report on every layer."""
-        super().on_train_end(trainer, pl_module)
-        self._conclude()
-        if trainer.loggers and trainer.log_dir is not None:
-            write(Path(trainer.log_dir) / f"{self.name}_report.json", self.report)
-
-    def _conclude(self) -> None:
-        self.report = layer_report(self.branches, self.threshold)
-        rank_zero_info(format_report(type(self).__name__, self.report))
-
-    def finish(self, module: L.LightningModule) -> None:
-        """The report after a training without a Trainer; what is above the threshold stays as modules."""
-        self.commit()
-        self._conclude()
-        self._detach_and_finalize(module)
-
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Detach; what is left of a training that came to its end stays as modules."""
-        if (
-            self._attachment is not None
-            and self._attachment.is_of(trainer)
-            and (stage != "fit" or self._attachment.ended)
-        ):
-            self._detach_and_finalize(pl_module)
-        else:
-            super().teardown(trainer, pl_module, stage)
-
-    def _detach_and_finalize(self, module: L.LightningModule) -> None:
-        """The user's module again, then what is above the threshold as modules in it."""
-        kept = [b for b in self.branches if not strict(b, self.threshold)] if self.finalize == "keep" else []
-        self._detach_and_keep_state(module)
-        self._kept.put(module, kept)
-        self._state["kept"] = self._kept.names
-
-    def restore_module(self, module: L.LightningModule) -> None:
-        """The module's own layers again, where an earlier training left relaxed ones."""
-        self._kept.restore(module)
-
-    def restore(self, module: L.LightningModule, checkpoint: Mapping[str, Any]) -> None:
-        """Weights and relaxed layers of a checkpoint, without a Trainer; all of them, or nothing where one is wrong.
-
-        Args:
-            module: as it was before training.
-            checkpoint: `torch.load(path)` of a file that a Trainer with this strategy wrote, during `fit` or after.
-
-        Raises:
-            ValueError: the checkpoint holds no state of a strategy of this name, other layers, or NaN.
-            RuntimeError: it holds weights of another module.
-        """
-        state = checkpoint.get("callbacks", {}).get(self.state_key)
-        if not state:
-            raise ValueError(
-                f"expected a checkpoint with the state of {self.state_key}, got one with "
-                f"{sorted(checkpoint.get('callbacks', {}))}"
-            )
-        weights = without_branches(checkpoint["state_dict"], state.get("kept", []))
-        check_finite({"state_dict": weights, self.state_key: state})
-        with self._kept.lifted(module), ExitStack() as undo:
-            self.attach(module)
-            undo.callback(self.detach)
-            check_names(f"layers of {self.state_key}", self.recurrences, state.get("layers", self.recurrences))
-            self.load_state_dict(state)
-            module.load_state_dict(weights)
-            undo.pop_all()
-        self._detach_and_finalize(module)
-
-    def own_state(self) -> dict[str, Any]:
-        """The branches' weights, u, w, the state of every layer, and which layers are relaxed ones in the module."""
-        layers = {name: recurrence.state() for name, recurrence in self.recurrences.items()}
-        return {**super().own_state(), "layers": layers, "step": self._recurrent.step, "kept": []}
-
-    def load_own_state(self, state: dict[str, Any]) -> None:
-        """Branches, u, w and states."""
-        super().load_own_state(state)
-        for name, own in state["layers"].items():
+    def load_levels(self, layers: Mapping[str, dict[str, Any]]) -> None:
+        for name, own in layers.items():
             self.recurrences[name].load(own)
-        self._recurrent.step = state["step"]
+
+    def make_report(self) -> tuple[Report, str]:
+        """theta of every layer, and which became strict."""
+        report = layer_report(self.branches, self.threshold)
+        return report, format_report(type(self).__name__, report)

@@ -20,10 +20,9 @@ from lightning_equiv.strategies.recm.critic import (
     violation,
 )
 from lightning_equiv.strategies.recm.target import target_rows
-from lightning_equiv.wiring.evaluation import set_flag
 from lightning_equiv.wiring.in_place import version
 from lightning_equiv.wiring.ranks import mean_over_ranks
-from lightning_equiv.wiring.recomputation import in_backward, in_extra_pass
+from lightning_equiv.wiring.recomputation import in_backward
 
 
 @dataclass
@@ -81,22 +80,6 @@ class Recurrence:
         self.squares = torch.full_like(w[:1].expand(2), torch.nan)
         self.first: Tensor | None = None
         self.pending: list[tuple[Tensor, Tensor]] = []
-        self._held: list[nn.Module] = []
-
-    def hold(self) -> None:
-        """Divide the branch by its norm as it was estimated last, without a further step of the power iteration."""
-        for module in getattr(self.branch.network, "parametrizations", nn.ModuleDict()).modules():
-            if module.training:
-                self._held.append(module)
-                set_flag(module, training=False)
-
-    def await_backward(self, awaiting: bool) -> None:
-        """Whether the backward pass of this step is still to come; with it ends what `hold` has begun."""
-        self.branch.awaiting = awaiting
-        if not awaiting:
-            for module in self._held:
-                set_flag(module, training=True)
-            self._held = []
 
     def level(self, step: Step, x: Tensor, f_x: Tensor, again: bool = False) -> Tensor:
         """theta of one call of the layer, from the state that this call would leave.
@@ -178,13 +161,11 @@ def make_level(
     """
 
     def level(x: Tensor, f_x: Tensor) -> Tensor:
-        step, again = now(), in_backward()
-        if step is None or not (recurrence.branch.listening or (again and not in_extra_pass(module))):
+        step = now()
+        if step is None or not recurrence.branch.learns(module):
             return recurrence.branch.theta
-        if again or recurrence.branch.calls > 1:
-            recurrence.hold()  # one norm for all calls of a step, so that those that backward runs again have it, too
         with torch.autocast(x.device.type, enabled=False):
-            return recurrence.level(step, x, f_x, again)
+            return recurrence.level(step, x, f_x, again=in_backward())
 
     disabled: Callable[[Tensor, Tensor], Tensor] = torch.compiler.disable(level)  # a break in a compiled graph
     return disabled

@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import math
-from pathlib import Path
 from typing import Any
 
-from lightning_utilities.core.rank_zero import rank_zero_only, rank_zero_warn
-
 from lightning_equiv.layers.branch import Branch
-
-Report = list[dict[str, Any]]
+from lightning_equiv.strategies.learned_level import Report
 
 
 def layer_report(branches: list[Branch], threshold: float) -> Report:
     """For every layer its theta, None where that is no number, and whether it is strict: |theta| < threshold."""
     levels = [(b, float(b.theta)) for b in branches]
     return [
-        {"layer": b.layer.name, "theta": level if math.isfinite(level) else None, "strict": strict(b, threshold)}
+        {"layer": b.layer.name, "theta": level if math.isfinite(level) else None, "strict": b.is_strict(threshold)}
         for b, level in levels
     ]
-
-
-def strict(branch: Branch, threshold: float) -> bool:
-    """Whether a layer is left without its branch."""
-    return abs(float(branch.theta)) < threshold
 
 
 def steps_to_forget(gain: float, threshold: float) -> int:
@@ -61,13 +51,3 @@ def format_report(who: str, report: Report) -> str:
 def theta(of_layer: dict[str, Any]) -> str:
     """A layer's theta in words."""
     return "not a number" if of_layer["theta"] is None else f"{of_layer['theta']:+.4f}"
-
-
-@rank_zero_only
-def write(path: Path, report: Report) -> None:
-    """The report as JSON; a warning where the file cannot be written."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(report, indent=1, allow_nan=False))
-    except OSError as error:
-        rank_zero_warn(f"the report {path} cannot be written: {error}; it is in `report` of the strategy")

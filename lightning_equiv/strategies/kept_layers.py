@@ -1,4 +1,4 @@
-"""The layers that RECM leaves relaxed: put into the user's module, taken out again, and taken out of checkpoints."""
+"""Layers that a strategy leaves relaxed: put into the user's module, taken out again, taken out of checkpoints."""
 
 from __future__ import annotations
 
