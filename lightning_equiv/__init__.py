@@ -49,6 +49,7 @@ from lightning_equiv.representations.irreps import IrrepsTensor
 from lightning_equiv.representations.per import Per
 from lightning_equiv.representations.permuted import Permuted, Regular, Shifted
 from lightning_equiv.representations.representation import Composed, Factor, Representation, as_representation
+from lightning_equiv.strategies.ace.callback import ACE
 from lightning_equiv.strategies.base import SymmetryCallback
 from lightning_equiv.strategies.constraint_relaxation.callback import ConstraintRelaxation
 from lightning_equiv.strategies.group_augmentation import GroupAugmentation
@@ -60,6 +61,7 @@ from lightning_equiv.symmetry.symmetry import Symmetry
 __version__ = "0.1.0"
 
 __all__ = [
+    "ACE",
     "E3",
     "O3",
     "RECM",

@@ -9,7 +9,7 @@ import torch
 from e3nn import o3
 from torch import Tensor, nn
 
-from lightning_equiv import RECM, ConstraintRelaxation
+from lightning_equiv import ACE, RECM, ConstraintRelaxation
 from lightning_equiv.groups.product import as_group
 from lightning_equiv.layers.branch import Branch, attach_branch, make_branch
 from lightning_equiv.layers.choose import find_layers
@@ -105,6 +105,7 @@ def net() -> nn.Module:
 STRATEGIES = {
     "ConstraintRelaxation": lambda layers: ConstraintRelaxation("SO(3)", layers, peak=1.0),
     "RECM": lambda layers: RECM("SO(3)", layers, "net"),
+    "ACE": lambda layers: ACE("SO(3)", layers, "net"),
 }
 each_strategy = pytest.mark.parametrize("make", STRATEGIES.values(), ids=STRATEGIES)
 
@@ -156,7 +157,7 @@ class OfSeveral(nn.Module):
         super().__init__()
         self.irreps_in = {"pos": o3.Irreps("1o"), "node_features": o3.Irreps("4x0e")}
         self.irreps_out = self.irreps_in
-        self.linear = o3.Linear("4x0e", "4x0e")
+        self.linear = o3.Linear("4x0e+1o", "4x0e")
 
 
 @each_strategy

@@ -18,6 +18,7 @@ import pytest
 from torch import Tensor, nn
 
 from lightning_equiv import REMUL, GroupAugmentation, SymmetryCallback, SymmetryCloning
+from tests.strategies.ace_by_hand import AceByHand, ResilientByHand, make_ace, make_resilient
 from tests.strategies.cloned_by_hand import AnnealedByHand, ClonedByHand, Stretch, make_cloning
 from tests.strategies.recm_by_hand import RecmByHand, make_recm
 from tests.strategies.relaxed_by_hand import RelaxedByHand, make_relaxation
@@ -278,6 +279,13 @@ CASES = {
             one_graph=False,  # it breaks the graph at each layer
             doubled=2e-2,  # each process draws elements of its own
         ),
+        BRANCH_CASE(
+            "ace, equality",
+            make_ace,
+            AceByHand,
+            second=BRANCH_CASE("ace, second", partial(make_ace, name="second", seed=1, gamma_lr=0.3)),
+        ),
+        BRANCH_CASE("ace, resilient", make_resilient, ResilientByHand, distributed=False),
         CLONING_CASE(
             "symmetry cloning, break",
             make_cloning,
@@ -341,10 +349,12 @@ PAIRS = [
         "phase one sees the loader's batches, then moved ones, in either order",
     ),
     Pair("GroupAugmentation", "RECM", "layers and targets are those of the moved batch, in either order"),
+    Pair("GroupAugmentation", "ACE", "layers are those of the moved batch, in either order"),
     Pair("GroupAugmentation", "ConstraintRelaxation", "layers and penalties are of the moved batch, in either order"),
     Pair("REMUL", "REMUL", "both losses are added, in either order"),
     Pair("REMUL", "SymmetryCloning", "the second loss and the pull are added, in either order"),
     Pair("REMUL", "RECM", "the second pass has the theta of the first, held constant, in either order"),
+    Pair("REMUL", "ACE", "the second pass has the gamma of the first, held constant, in either order"),
     Pair("REMUL", "ConstraintRelaxation", "the second pass is relaxed, and not penalised, in either order"),
     Pair(
         "SymmetryCloning",
@@ -352,12 +362,16 @@ PAIRS = [
         "the last in the list teaches last, and each pulls to its own clone",
         order_matters=True,
     ),
+    Pair("SymmetryCloning", "ACE", "the network without branches is taught and pulled, in either order"),
     Pair("SymmetryCloning", "RECM", "the network without branches is taught and pulled, in either order"),
     Pair(
         "SymmetryCloning",
         "ConstraintRelaxation",
         "the network without branches is taught and pulled, in either order",
     ),
+    Pair("ACE", "ACE", "a layer's branches are added, each with its own gamma, in either order"),
+    Pair("RECM", "ACE", "a layer's branches are added, each with its own level, in either order"),
+    Pair("ACE", "ConstraintRelaxation", "a layer's branches are added, in either order; both go to 0"),
     Pair("RECM", "RECM", "a layer's branches are added, each with its own theta, in either order"),
     Pair(
         "RECM",

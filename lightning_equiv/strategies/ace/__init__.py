@@ -1,0 +1,1 @@
+"""ACE and its parts."""
