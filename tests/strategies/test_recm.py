@@ -11,7 +11,6 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from e3nn import o3
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
@@ -31,7 +30,8 @@ from lightning_equiv.strategies.recm import recurrence
 from lightning_equiv.strategies.recm.critic import (
     LipschitzCritic,
 )
-from tests.helpers import global_seed, normal
+from tests.helpers import normal
+from tests.strategies.gated import Regression, law
 from tests.strategies.recm_by_hand import make_recm, states, thetas
 from tests.strategies.relaxed_by_hand import LAYERS
 from tests.strategies.toys import (
@@ -48,35 +48,6 @@ mse = nn.functional.mse_loss
 
 
 # ---- theta and the law of the data -----------------------------------------------------------------------------------
-class Gated(nn.Module):
-    """An SO(3)-equivariant network of a vector and its length."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second = o3.Linear("0e+1o", "8x0e+8x1o"), o3.Linear("8x0e+8x1o", "1o")
-
-    def forward(self, x: Tensor) -> Tensor:
-        s, v = self.first(x).split([8, 24], -1)
-        v = v.unflatten(-1, (8, 3)) * torch.sigmoid(s)[..., None]
-        return self.second(torch.cat([nn.functional.silu(s), v.flatten(-2)], -1))
-
-
-class Regression(Plain):
-    def __init__(self) -> None:
-        with global_seed():
-            super().__init__(Gated())
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.Adam(self.parameters(), lr=0.01)
-
-
-def law(n: int, push: float, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Inputs 0e+1o, |x| and x, and targets 1o, |x| x / 2 and a push along z that no rotation moves."""
-    x = normal(n, 3, seed=seed).float()
-    r = x.norm(dim=-1, keepdim=True)
-    return torch.cat([r, x], -1), x * r / 2 + push * r * torch.tensor([0.0, 0.0, 1.0])
-
-
 def learn(push: float, target: Any = "1o", *before: L.Callback, relax: bool = True) -> tuple[list[float], float]:
     """|theta| of both layers after 300 batches, each drawn anew, and the error on other samples."""
     symmetry = Symmetry("SO(3)", inputs="0e+1o", outputs="1o", batch=("0e+1o", target))

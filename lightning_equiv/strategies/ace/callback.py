@@ -59,7 +59,7 @@ class ACE(LearnedLevelCallback):
         dual_lr: eta_d; None makes ten periods of the undamped oscillation in the run, omega = sqrt(eta_p eta_d).
         gamma_lr: eta_p; None takes omega / c.
         init: gamma at the start.
-        damping: c, in units of the loss; "critical" is the least that does not oscillate, 0.5 with the rates of None.
+        damping: c, in units of the loss; "critical" is the least that does not oscillate, 2 with the rates of None.
         end: part of the run after which an equality's gamma is 0.
         branch: "linear" (over its spectral norm; a convolution beside a convolution) or "mlp" (output of RMS 1).
         threshold: |gamma| under which a resilient layer is strict, in evaluation and at the end.
@@ -138,6 +138,11 @@ class ACE(LearnedLevelCallback):
             raise ValueError(
                 f"expected dual_lr of at most {rho=}, got {dual_lr!r}: lambda forgets the part dual_lr / rho of itself "
                 "in a step; write a smaller dual_lr, or None"
+            )
+        if not equality and gamma_lr is not None and gamma_lr * rho >= 2:
+            raise ValueError(
+                f"expected gamma_lr below 2 / rho = {2 / rho:g}, got {gamma_lr!r}: gamma would leap over 0 for ever; "
+                "write a smaller gamma_lr, or None"
             )
         self.mode, self.init, self.damping, self.end = mode, init, damping, end
         self.rho = None if equality else rho

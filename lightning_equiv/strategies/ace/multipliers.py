@@ -10,7 +10,7 @@ from torch import Tensor
 
 PERIODS = 10  # of the undamped oscillation in a run
 FASTEST = 0.1  # radians of it in an optimizer step, at most
-UNIT = 0.5  # damping c of a loss of the order of 1
+UNIT = 2.0  # damping c of a loss of the order of 1
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,8 @@ def make_rates(
 ) -> Rates:
     """The step sizes of a run, with omega = sqrt(eta_p eta_d) the frequency of the undamped oscillation.
 
-    Where they are not given, omega makes ten periods in the run, eta_p = omega / c and eta_d = omega c. Critical is
+    Where they are not given, omega makes ten periods in the run, eta_p = omega / c and eta_d = omega c; of a resilient
+    layer eta_p <= 1 / (2 rho), as a step on a penalty rho gamma^2 / 2 would need, and eta_d <= rho / 2. Critical is
 
         c = sqrt(eta_d / eta_p)                                   equality
         c = sqrt(eta_d / eta_p) - eta_d / (2 rho eta_p)           resilient, where lambda forgets by itself
@@ -51,11 +52,13 @@ def make_rates(
 
     Examples:
         >>> make_rates(10_000, None, None, "critical", None)
-        Rates(gamma=0.012566370614359173, dual=0.0031415926535897933, damping=0.5)
+        Rates(gamma=0.0031415926535897933, dual=0.012566370614359173, damping=2.0)
     """
     omega = min(FASTEST, 2 * math.pi * PERIODS / total)
     unit = UNIT if damping == "critical" or damping == 0 else damping
     gamma = gamma_lr if gamma_lr is not None else omega / unit if dual_lr is None else omega**2 / dual_lr
+    if gamma_lr is None and rho is not None:
+        gamma = min(gamma, 1 / (2 * rho))
     dual = dual_lr if dual_lr is not None else omega**2 / gamma
     if dual_lr is None and rho is not None:
         dual = min(dual, rho / 2)
@@ -92,8 +95,7 @@ def dual_step(gamma: Tensor, lam: Tensor, gradient: Tensor, rates: Rates, rho: f
         rho: price of what is kept; None for an equality.
 
     Examples:
-        >>> one, none = torch.ones(1), torch.zeros(1)
-        >>> dual_step(one, none, none, Rates(0.5, 0.25, 0.5), rho=None)
+        >>> dual_step(Tensor([1.0]), Tensor([0.0]), Tensor([0.0]), Rates(0.5, 0.25, 0.5), rho=None)
         (tensor([0.5000]), tensor([0.1250]))
     """
     gamma = gamma - rates.gamma * (gradient + force(gamma, lam, rates.damping, rho))
