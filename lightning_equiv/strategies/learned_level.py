@@ -139,7 +139,8 @@ class LearnedLevelCallback(BranchCallback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """For `fit` begin (again) from the user's layers; for anything else wait for a checkpoint with our state."""
         if stage == "fit":
-            if self.finalize == "keep" and isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
+            launcher = getattr(trainer.strategy, "_launcher", None)  # not there before the Trainer is connected
+            if self.finalize == "keep" and isinstance(launcher, _MultiProcessingLauncher):
                 raise RuntimeError(
                     f"{type(self).__name__}: processes that are forked or spawned bring back weights under the "
                     f"module's own keys only: expected {self.dropping} there, or strategy='ddp'"

@@ -70,12 +70,15 @@ class Levels(Learned):
         scaler, self.scaler = self.scaler, None
         if self.closed or self.rates is None:
             return
-        seen = torch.zeros_like(self.gamma) if gradient is None else gradient / self.scale
-        message = mean_over_ranks(torch.cat([seen, seen.new_tensor([gradient is not None])]))
+        message = self.gamma.new_zeros(len(self.gamma) + 1)  # the last says whether there was a gradient
+        if gradient is not None:
+            message = torch.cat([gradient, gradient.new_ones(1)])
+        message = mean_over_ranks(message)
         skipped = scaler is not None and scaler.get_scale() < self.scale  # by all processes
-        self.scale = 1.0
-        if skipped or not message[-1] > 0 or not message.isfinite().all():
+        mean, self.scale = message[:-1] / self.scale, 1.0
+        if skipped:
             return
-        gamma, lam = dual_step(self.gamma, self.lam, message[:-1], self.rates, rho)
-        self.gamma.copy_(gamma)
-        self.lam.copy_(lam)
+        taken = (message[-1] > 0) & mean.isfinite().all()  # without a wait for the device
+        gamma, lam = dual_step(self.gamma, self.lam, mean, self.rates, rho)
+        self.gamma.copy_(torch.where(taken, gamma, self.gamma))
+        self.lam.copy_(torch.where(taken, lam, self.lam))
