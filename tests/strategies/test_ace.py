@@ -268,6 +268,17 @@ def test_levels_under_a_scaled_loss(overflows: bool) -> None:
         assert scaled[3] == pytest.approx(plain[3], rel=1e-2)
 
 
+def test_a_step_that_the_scaler_skips_is_none() -> None:
+    """A weight's gradient is infinite in the second of four steps, those of the levels are not."""
+    module, strategy, seen = Plain(), make_ace(), []
+    calls = itertools.count(1)
+    module.net[2].bias.register_hook(lambda g: g * (math.inf if next(calls) == 2 else 1))
+    look = EachStep(lambda _: seen.append(strategy.own_state()["layers"]["net.2"]))
+    scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
+    trainer(strategy, look, plugins=[MixedPrecision("16-mixed", "cpu", scaler)]).fit(module, loader())
+    assert seen[1] == seen[0] != seen[2]
+
+
 # ---- what is learned of a law ----------------------------------------------------------------------------------------
 SYMMETRY = Symmetry("SO(3)", inputs="0e+1o", outputs="1o", batch=("0e+1o", "1o"))
 
