@@ -39,7 +39,7 @@ COMMANDS = {
 }
 RUNS = {  # cases x ways (of molecules also two trials) of each configuration, and ways that need what the tests do not
     "aspirin": (5 * 3, ()),
-    "charges_field": (4 * 7, ()),
+    "charges_field": (4 * 9, ()),
     "charges_sizes": (2 * 7, ()),
     "digits_shifts": (2 * 4, ()),
     "digits_turns": (2 * 6, ()),
