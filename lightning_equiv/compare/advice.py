@@ -12,6 +12,7 @@ from lightning_equiv.compare.statistics import Mode, Preference, Table, compared
 
 _MOST_SEEDS = 100
 _SAME_COST = 1.05  # a way that costs this much more is not called dearer: timings are not more exact
+_ALONE = 0.05  # a p-value, without the correction for many pairs, below which a way seems worse
 _TOO_FEW = ("The ways share no seed", "One seed tells nothing apart", "Two seeds tell nothing apart")
 
 
@@ -120,8 +121,12 @@ class _Comparison:
             return [*said, self.chosen(best, "of every other way there is a better one")]
         if not self.priced(best, *rivals):
             return [*said, self.help(best, rivals[0])]
-        cheapest = min((best, *rivals), key=lambda way: self.costs[way])
+        # few seeds tell little apart: a way that seems worse is not advised for its cost
+        near = [way for way in rivals if (pair := self.pair(way, best)) is not None and pair.p > _ALONE]
+        cheapest = min((best, *near), key=lambda way: self.costs[way])
         if self.costs[best] <= _SAME_COST * self.costs[cheapest]:
+            if any(self.costs[best] > _SAME_COST * self.costs[way] for way in rivals):
+                return [*said, self.chosen(best, "no way was shown to be better, and those that cost less seem worse")]
             cost = "it is the cheapest of those" if cheapest == best else "none of those is cheaper by more than 5 %"
             return [*said, self.chosen(best, f"no way was shown to be better, and {cost}")]
         pair = self.pair(best, cheapest)

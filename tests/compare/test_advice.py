@@ -9,6 +9,7 @@ import pytest
 import scipy.stats
 
 from lightning_equiv.compare.advice import advice
+from lightning_equiv.compare.statistics import compared
 
 PLAIN = [1.00, 1.21, 0.93, 1.10, 1.05]
 REMUL = [0.25, 0.27, 0.22, 0.26, 0.28]
@@ -213,3 +214,16 @@ def test_bad_input_is_told():
         said(table, mode="lowest")
     with pytest.raises(ValueError, match="expected finite figures, got nan of 'plain', seed 0"):
         said(table_of(plain=[math.nan]))
+
+
+def test_a_cheaper_way_that_seems_worse_is_not_advised():
+    """Three seeds and three ways: Holm tells none apart, and yet one is far behind."""
+    table = {
+        "strict": {0: 70.0, 1: 76.0, 2: 73.0},
+        "cheap": {0: 27.0, 1: 45.0, 2: 48.0},
+        "near": {0: 71.0, 1: 74.0, 2: 72.5},
+    }
+    costs = {"strict": 1.0, "cheap": 0.5, "near": 1.2}
+    assert not [pair for pair in compared(table, mode="max") if pair.told]
+    (*_, last) = advice(table, costs, mode="max", reference="strict", figure="accuracy")
+    assert last == "Choose strict: no way was shown to be better, and those that cost less seem worse."
