@@ -501,7 +501,6 @@ def test_extra_figures(tmp_path):
         ({"ways": {"a": [{"class_path": "REMUL", "init_args": {"wait": 1}}]}}, "way 'a': callbacks: REMUL refuses"),
         ({"model": lambda: Net(), "jobs": 2}, "sent to other processes: expected functions and classes of a module"),
     ],
-    ids=str,
 )
 def test_bad_settings_are_refused(tmp_path, settings, says):
     with pytest.raises(ValueError, match=says):
