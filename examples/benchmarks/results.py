@@ -139,7 +139,7 @@ def relaxation(found: dict[str, Comparison]) -> Iterator[tuple[str, bool | None]
 
 def recm(found: dict[str, Comparison]) -> Iterator[tuple[str, bool | None]]:
     if c := found.get("charges_field"):
-        rivals = ["strict", "ConstraintRelaxation", "unconstrained"]
+        rivals = ["strict", "ConstraintRelaxation", "unconstrained", "ACE", "ACE, resilient"]
         for case in c.cases:
             yield from against(c, case, c.judged(case)[0], "RECM", rivals, or_equal=True)
 
