@@ -103,8 +103,9 @@ def test_every_configuration_of_a_benchmark_runs(
     words = ["compare", "--config", str(config), "--fast-dev-run", "--no-progress", "--ways", *ways]
     main([*words, "--results", str(tmp_path / "runs.jsonl"), "--save", str(tmp_path / "table.csv")])
     assert all_ok(tmp_path / "runs.jsonl") == runs
+    trained = [r for line in (tmp_path / "runs.jsonl").open() if (r := json.loads(line))["kind"] == "run"]
     with (tmp_path / "table.csv").open() as file:
-        assert sum(row["way"] in ways for row in csv.DictReader(file)) >= runs
+        assert sum(row["way"] in ways for row in csv.DictReader(file)) >= len(trained)
 
 
 @pytest.mark.slow
