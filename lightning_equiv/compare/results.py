@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from lightning_equiv.audit.words import enumerated
 from lightning_equiv.compare.advice import advice
 from lightning_equiv.compare.records import Record, key_of, only
-from lightning_equiv.compare.statistics import Difference, Mode, paired_difference
+from lightning_equiv.compare.statistics import Difference, Mode, is_relative, paired_difference
 
 Figures = dict[str, dict[int, float]]
 """Way -> seed -> number."""
@@ -170,7 +170,7 @@ class Results:
 
     def _differences(self, case: str, name: str) -> dict[str, Difference]:
         table = self.figures(case, name)
-        relative = self.mode(case) == "min" and all(v > 0 for own in table.values() for v in own.values())
+        relative = is_relative(table, self.mode(case))
         base = table.get(self.reference, {})
         return {
             way: paired_difference(table, way, self.reference, relative=relative)

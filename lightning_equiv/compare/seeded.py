@@ -106,7 +106,7 @@ class SeededLoader:
         self._loader, self._key, self._epoch, self._seen = loader, key, epoch, seen
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name in ("state_dict", "load_state_dict"):  # a run goes on at the end of an epoch
+        if name.startswith("__") or name in ("state_dict", "load_state_dict"):  # a run goes on at the start of one
             raise AttributeError(name)
         return getattr(self._loader, name)
 

@@ -54,6 +54,7 @@ def columns(results: Results, cases: Sequence[str]) -> list[Column]:
         results: the runs.
         cases: those whose numbers stand in one column, and share its power of ten.
     """
+    all_differences = results.differences  # each is a bootstrap
     base, several = results.reference, len({name for case in cases for name in results.judged(case)}) > 1
     found = [Column("seeds", {case: _seeds(results, case) for case in cases}, beside=False)]
     for name in dict.fromkeys(name for case in cases for name in results.judged(case)):
@@ -61,7 +62,7 @@ def columns(results: Results, cases: Sequence[str]) -> list[Column]:
         power = _power(figures)
         cells = {c: {way: spread(list(own.values()), power) for way, own in f.items()} for c, f in figures.items()}
         found.append(Column(f"`{name}`{_unit(power)}", cells, beside=False))
-        differences = {case: results.differences[case].get(name, {}) for case in cases}
+        differences = {case: all_differences[case].get(name, {}) for case in cases}
         absolute = any(not d.relative for own in differences.values() for d in own.values())
         title = f"{f'`{name}`, ' if several else ''}difference from `{base}`{_unit(power) if absolute else ''}"
         cells = {c: {way: difference(d, power) for way, d in own.items()} for c, own in differences.items()}
@@ -135,13 +136,14 @@ def to_csv(results: Results) -> str:
     ]
     tail = ["training_time_ratio", "inference_time_ratio", "peak_memory_mib"]
     write.writerow([*head, *(f"equivariance_error {name}".strip() for name in sets), *tail])
+    differences = results.differences  # each is a bootstrap
     for case in results.cases:
         errors, memory = results.equivariance_errors(case), results.numbers(case, lambda r: r.get("peak_memory"))
         costs, inference = results.costs(case), results.inference(case)
         for name in results.judged(case):
             for way, own in results.figures(case, name).items():
                 values = list(own.values())
-                d = results.differences[case][name].get(way)
+                d = differences[case][name].get(way)
                 row = [case, way, name, len(values), fmean(values), stdev(values) if len(values) > 1 else None]
                 row += [d.value, d.low, d.high, d.p, d.relative] if d else [None] * 5
                 row += [fmean(e.values()) if (e := errors.get(s, {}).get(way)) else None for s in sets]
