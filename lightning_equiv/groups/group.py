@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar, NamedTuple, TypeVar
 
@@ -213,10 +214,14 @@ class _Batch:
         if isinstance(index, Tensor) and index.ndim == 0:
             index = index[None]
         if isinstance(index, int):
-            if not -len(self) <= index < len(self):  # this is also what ends `for one in g`
+            if not -len(self) <= index < len(self):
                 raise IndexError(f"expected a number from {-len(self)} to {len(self) - 1}, got {index}, in {self!r}")
             index = slice(index, index + 1 or None)
         return replace(self, coordinates=tuple(c[index] for c in self.coordinates))
+
+    def __iter__(self: Batch) -> Iterator[Batch]:
+        """Its elements one by one, each a batch of one."""
+        return (self[i] for i in range(len(self)))
 
     def repeat(self: Batch, times: int) -> Batch:
         """The whole batch, `times` times over: (g_1 .. g_n, g_1 .. g_n, ...)."""

@@ -185,6 +185,18 @@ class LayerFamily(ABC):
         """The tensor that a layer was called with, the first one."""
         return next((x for x in map(self.tensor, (*args, *kwargs.values())) if x is not None), None)
 
+    # ---- the layer as a matrix (`layers.open_layer`) ----------------------------------------------------------------
+    def opening_args(self, layer: Layer, rows: Tensor) -> tuple[Tensor, ...]:
+        """What the layer is called with, the inverse of `rows`: flat features (n, inputs) as its tensors have them."""
+        assert layer.in_features is not None
+        n = max(len(layer.dims) + 1, *(d + 1 if d >= 0 else -d for d in layer.dims))
+        x = rows.reshape(len(rows), *[1] * (n - 1 - len(layer.dims)), *layer.in_features)
+        return (x.movedim(list(range(-len(layer.dims), 0)), layer.dims),)
+
+    def opened_rows(self, layer: Layer, tensor: Tensor) -> Tensor:
+        """What the layer returned for these, as (n, outputs)."""
+        return self.rows(layer, tensor)
+
     # ---- the branch beside it ------------------------------------------------------------------------------------
     def branch(self, layer: Layer, kind: str, scale: float) -> nn.Module:
         """A network without symmetry from rows of input features to rows of output features.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from lightning_equiv.groups.group import AlgebraElement, Group, GroupElement
 from lightning_equiv.representations.action import check_dim
-from lightning_equiv.representations.representation import Representation, register_notation
+from lightning_equiv.representations.representation import Copies, Representation, register_notation
 from lightning_equiv.representations.wigner import rotate_irreps, rotate_irreps_infinitesimal
 
 
@@ -103,6 +104,22 @@ class IrrepsTensor(Representation):
         if channels is None or len(dims) > 2:
             return None
         return (width, channels) if dims.index(self.dim) == 0 else (channels, width)
+
+    def copies(self, features: tuple[int, ...]) -> list[Copies]:
+        """One entry for each kind of irrep."""
+        places = torch.arange(math.prod(features)).reshape(features).movedim(self.dim % (len(features) + 1) - 1, -1)
+        blocks: dict[o3.Irrep, list[Tensor]] = {}
+        for (_, ir), block in zip(self.irreps, self.irreps.slices(), strict=True):
+            blocks.setdefault(ir, []).append(places[..., block].reshape(-1, ir.dim))
+        axis = self.dim % (len(features) + 1) - 1
+        return [
+            Copies(
+                IrrepsTensor(o3.Irreps([(1, ir)]), dim=self.dim),
+                tuple(ir.dim if dim == axis else 1 for dim in range(len(features))),
+                torch.cat(own),
+            )
+            for ir, own in blocks.items()
+        ]
 
     def __repr__(self) -> str:
         return f"IrrepsTensor({str(self.irreps)!r}{'' if self.dim == -1 else f', dim={self.dim}'})"

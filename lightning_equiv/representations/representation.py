@@ -8,6 +8,7 @@ all rows by the only element. The dimensions between are left as they are: x kee
 from __future__ import annotations
 
 import ast
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -19,6 +20,26 @@ from torch import Tensor, nn
 
 from lightning_equiv._checks import check_number
 from lightning_equiv.groups.group import AlgebraElement, Group, GroupElement
+
+
+@dataclass(frozen=True, eq=False)
+class Copies:
+    """Features that move alike, each by itself: several copies of one representation.
+
+    Attributes:
+        representation: of one copy.
+        shape: of a copy's features.
+        places: (copies, numbers of one), where they lie among the flattened features.
+    """
+
+    representation: Representation
+    shape: tuple[int, ...]
+    places: Tensor
+
+    @property
+    def size(self) -> int:
+        """How many numbers one copy has."""
+        return self.places.shape[1]
 
 
 class Representation(ABC):
@@ -171,6 +192,16 @@ class Representation(ABC):
             return self
         moved: Any = self
         return cast("Representation", replace(moved, dim=places if isinstance(self.dim, tuple) else places[0]))
+
+    def copies(self, features: tuple[int, ...]) -> list[Copies]:
+        """What features of this shape, of a tensor (rows, *features), fall into: channels are copies of one another."""
+        n = len(features) + 1
+        own = sorted({dim % n - 1 for dim in self.acts_on} if not self.trivial else ())
+        places = torch.arange(math.prod(features)).reshape(features)
+        channels = [dim for dim in range(len(features)) if dim not in own]
+        size = math.prod(features[dim] for dim in own)
+        shape = tuple(features[dim] if dim in own else 1 for dim in range(len(features)))
+        return [Copies(self, shape, places.permute(*channels, *own).reshape(-1, size))]
 
     def __matmul__(self, other: RepresentationLike) -> Composed:
         return Composed(self, as_representation(other))

@@ -76,6 +76,36 @@ class Convolutions(LayerFamily):
         features = rows.unflatten(1, layer.out_features)
         return features[0] if self._single(layer, output) else features
 
+    def opening_args(self, layer: Layer, rows: Tensor) -> tuple[Tensor, ...]:
+        """One pixel that is not 0, in the middle of a grid that its kernel's reach fits on to every side."""
+        assert layer.in_features is not None
+        reach = self._reach(layer)
+        x = rows.new_zeros(len(rows), *layer.in_features, *(2 * r - 1 for r in reach))
+        middle: tuple[Any, ...] = (..., *(r - 1 for r in reach))
+        x[middle] = rows.unflatten(1, layer.in_features)
+        return (x,)
+
+    def opened_rows(self, layer: Layer, tensor: Tensor) -> Tensor:
+        """The features at the places that the pixel reaches."""
+        for dim, r in zip(range(-layer.grid, 0), self._reach(layer), strict=True):
+            tensor = tensor.narrow(dim, (tensor.shape[dim] - r) // 2, r)
+        return tensor.flatten(1)
+
+    def _reach(self, layer: Layer) -> tuple[int, ...]:
+        """The sides of the kernel, with the gaps of a dilated one."""
+        module: Any = layer.module
+        options: list[tuple[int, ...]] = []
+        for name in ("kernel_size", "stride", "dilation"):
+            value = getattr(module, name, tuple(module.weight.shape[-layer.grid :]) if name == "kernel_size" else 1)
+            options.append((value,) * layer.grid if isinstance(value, int) else tuple(value))
+        kernel, stride, dilation = options
+        if {*stride} != {1} or any(k % 2 == 0 for k in kernel):
+            raise ValueError(
+                f"layer {layer.name!r} ({type(module).__name__}): expected a convolution with stride 1 and a kernel of "
+                f"odd size, to be opened as a matrix, got stride {stride} and kernel {kernel}"
+            )
+        return tuple(d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True))
+
     def _single(self, layer: Layer, x: Tensor) -> bool:
         """Whether this is one input without a batch, as torch's convolutions take it."""
         return isinstance(layer.module, _ConvNd) and x.ndim == 1 + layer.grid

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from e3nn import o3
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_equiv.layers.layer import Block, Layer, LayerFamily
 from lightning_equiv.representations.irreps import IrrepsTensor
@@ -44,6 +44,24 @@ class E3nn(LayerFamily):
     def representations(self, module: nn.Module) -> tuple[RepresentationLike, RepresentationLike]:
         irreps_in, irreps_out = _irreps(module)
         return IrrepsTensor(irreps_in), IrrepsTensor(irreps_out)
+
+    def opening_args(self, layer: Layer, rows: Tensor) -> tuple[Tensor, ...]:
+        """A tensor product is called with 1 in the first scalar of its other input: as a map of the first alone."""
+        args = super().opening_args(layer, rows)
+        if not isinstance(layer.module, o3.TensorProduct):
+            return args
+        irreps: Any = layer.module.irreps_in2
+        other = rows.new_zeros(len(rows), irreps.dim)
+        scalar = next(
+            (block.start for (_, ir), block in zip(irreps, irreps.slices(), strict=True) if ir.is_scalar()), None
+        )
+        if scalar is None:
+            raise ValueError(
+                f"layer {layer.name!r} ({type(layer.module).__name__}): its second input, {irreps}, has no scalar, so "
+                "that it is no linear map of the first alone: choose a layer that has one, or projection='drop'"
+            )
+        other[:, scalar] = 1
+        return (*args, other)
 
     def blocks(self, module: nn.Module, name: str, shape: torch.Size) -> list[Block]:
         """Those of the instructions, which lie one behind the other in the flat `weight`.
