@@ -20,6 +20,8 @@ ROOMS = [
     "metrics",
     "optim",
     "strategies",
+    "symmetrize",
+    "discovery",
     "audit",
     "compare",
     "modules",

@@ -1,0 +1,1 @@
+"""Which symmetry does my data have."""

@@ -1,0 +1,1 @@
+"""A network made (more) symmetric at inference."""
