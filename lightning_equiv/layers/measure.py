@@ -7,9 +7,12 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
+import lightning as L
+import torch
 from torch import nn
 
 from lightning_equiv.layers.layer import Layer, wrong_size
+from lightning_equiv.wiring.evaluation import evaluating
 
 
 def unmeasured(layers: Sequence[Layer]) -> list[Layer]:
@@ -50,3 +53,32 @@ def measured(layers: Sequence[Layer], run: Callable[[], object]) -> list[Layer]:
             f"layers {missing} did not run on the module's `example_input_array`, or map no tensor to a tensor"
         )
     return [seen.get(layer.name, layer) for layer in layers]
+
+
+def measured_on_example(module: L.LightningModule, layers: list[Layer], declared: bool) -> list[Layer]:
+    """Layers with the shapes of their features, read off one call with the module's example input where need be.
+
+    Args:
+        module: holds them.
+        layers: some of whose shapes may not be known.
+        declared: whether the user said how features move, which an example input can confirm.
+
+    Raises:
+        ValueError: there is no example input, or see `measured`.
+    """
+    unknown, example = unmeasured(layers), module.example_input_array
+    if not unknown and (example is None or not declared):
+        return layers
+    if example is None:
+        raise ValueError(
+            f"the sizes of {[layer.name for layer in unknown]} cannot be read off the layers: set "
+            "`self.example_input_array` on the module for one dry call, or say "
+            "their representations, layers={name: (inputs, outputs)}"
+        )
+
+    def run() -> None:
+        args = example if isinstance(example, tuple) else (example,)
+        module(**example) if isinstance(example, dict) else module(*args)
+
+    with torch.no_grad(), evaluating(module):
+        return measured(layers, run)

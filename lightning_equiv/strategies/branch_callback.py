@@ -22,14 +22,13 @@ from lightning_equiv.layers.branch import Branch, attach_branch, container_key, 
 from lightning_equiv.layers.choose import Layers, find_layers
 from lightning_equiv.layers.hidden_parameters import CONTAINER, HiddenParameters, common_owner, remove_copies
 from lightning_equiv.layers.layer import Layer, LayerFamily
-from lightning_equiv.layers.measure import measured, unmeasured
+from lightning_equiv.layers.measure import measured_on_example
 from lightning_equiv.metrics.equivariance_error import EquivarianceError
 from lightning_equiv.strategies.base import SymmetryCallback
 from lightning_equiv.symmetry.symmetry import Symmetry
 from lightning_equiv.wiring.call_recorder import CallRecorder, recording_paused
 from lightning_equiv.wiring.clipping import clip_apart
 from lightning_equiv.wiring.dry_validation import dry_validation_step
-from lightning_equiv.wiring.evaluation import evaluating
 from lightning_equiv.wiring.network import find_network
 from lightning_equiv.wiring.training_step import StepHooks, wrap_training_step
 
@@ -157,7 +156,7 @@ class BranchCallback(SymmetryCallback):
     def _attach(self, module: L.LightningModule, undo: ExitStack) -> Branches:
         """Find and check every layer, then make the branches."""
         found = find_layers(module, self.layers, self.families)
-        layers = _measure(module, found, isinstance(self.layers, Mapping))
+        layers = measured_on_example(module, found, isinstance(self.layers, Mapping))
         for layer in layers:
             if isinstance(layer.module, torch.jit.ScriptModule):
                 raise ValueError(
@@ -367,29 +366,3 @@ class BranchCallback(SymmetryCallback):
             if isinstance(averaged, HiddenParameters) and [*averaged] == [*container]:
                 found.append((callback, averaged))
         return found
-
-
-def _measure(module: L.LightningModule, layers: list[Layer], declared: bool) -> list[Layer]:
-    """Layers with the shapes of their features, read off one call with the module's example input where need be.
-
-    Args:
-        module: holds them.
-        layers: some of whose shapes may not be known.
-        declared: whether the user said how features move, which an example input can confirm.
-    """
-    unknown, example = unmeasured(layers), module.example_input_array
-    if not unknown and (example is None or not declared):
-        return layers
-    if example is None:
-        raise ValueError(
-            f"the sizes of {[layer.name for layer in unknown]} cannot be read off the layers: set "
-            "`self.example_input_array` on the module for one dry call, or say "
-            "their representations, layers={name: (inputs, outputs)}"
-        )
-
-    def run() -> None:
-        args = example if isinstance(example, tuple) else (example,)
-        module(**example) if isinstance(example, dict) else module(*args)
-
-    with torch.no_grad(), evaluating(module):
-        return measured(layers, run)
