@@ -53,6 +53,7 @@ from lightning_equiv.strategies.ace.callback import ACE
 from lightning_equiv.strategies.base import SymmetryCallback
 from lightning_equiv.strategies.constraint_relaxation.callback import ConstraintRelaxation
 from lightning_equiv.strategies.group_augmentation import GroupAugmentation
+from lightning_equiv.strategies.instruments import Instruments
 from lightning_equiv.strategies.recm.callback import RECM
 from lightning_equiv.strategies.remul.callback import REMUL
 from lightning_equiv.strategies.symmetry_cloning.callback import SymmetryCloning
@@ -100,6 +101,7 @@ __all__ = [
     "GroupElement",
     "Ignored",
     "Image",
+    "Instruments",
     "Invariant",
     "IrrepsTensor",
     "LayerFamily",

@@ -29,6 +29,7 @@ COMMANDS = {
     "nbody_recm.py": ["--out", "{out}"],
     "shapes_constraint_relaxation.py": ["--out", "{out}"],
     "benchmark_relaxation.py": ["--csv", "{out}/relaxation.csv"],
+    "benchmark_instruments.py": ["--csv", "{out}/instruments.csv"],
     "benchmark_cloning.py": ["--csv", "{out}/cloning.csv"],
     "benchmark_wigner.py": ["--csv", "{out}/wigner.csv"],
     "benchmark_metrics.py": ["--csv", "{out}/metrics.csv"],

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import lightning as L
@@ -25,6 +25,7 @@ from lightning_equiv.layers.layer import Layer, LayerFamily
 from lightning_equiv.layers.measure import measured_on_example
 from lightning_equiv.metrics.equivariance_error import EquivarianceError
 from lightning_equiv.strategies.base import SymmetryCallback
+from lightning_equiv.strategies.instruments import Gauge, Instruments, as_instruments
 from lightning_equiv.symmetry.symmetry import Symmetry
 from lightning_equiv.wiring.call_recorder import CallRecorder, recording_paused
 from lightning_equiv.wiring.clipping import clip_apart
@@ -47,11 +48,13 @@ class Branches:
         validated: batches that were summed.
         uncompiled: the first step, in which layers are looked at as a compiled network does not allow.
         began: whether there was a step.
+        readings: of the instruments.
     """
 
     branches: list[Branch]
     container: HiddenParameters
     extra: Any = None
+    readings: Mapping[str, Tensor] = field(default_factory=dict)
     sums: dict[str, Tensor] = field(default_factory=dict)
     validated: int = 0
     uncompiled: ExitStack = field(default_factory=ExitStack)
@@ -81,6 +84,8 @@ class BranchCallback(SymmetryCallback):
         horizon: optimizer steps of the whole run, where the Trainer cannot know them.
         name: prefix of what is logged.
         seed: of the branches' first weights.
+        instruments: what is measured besides while training: `Instruments`, or what they measure, "loss dead
+            curvature".
     """
 
     changes_loss = True
@@ -100,6 +105,7 @@ class BranchCallback(SymmetryCallback):
         horizon: int | None,
         name: str,
         seed: int,
+        instruments: Instruments | str | None = None,
     ) -> None:
         super().__init__(name=name, seed=seed)
         if branch not in ("linear", "mlp"):
@@ -110,6 +116,7 @@ class BranchCallback(SymmetryCallback):
         check_number("horizon", horizon, least=1, whole=True, optional=True)
         self.layers, self.families, self.branch, self.init_scale = layers, families, branch, init_scale
         self.evaluate, self.horizon, self.network = evaluate, horizon, network
+        self.instruments = as_instruments(instruments)
         self.symmetry = symmetry if isinstance(symmetry, Symmetry) else None
         self.group = as_group(symmetry.group if isinstance(symmetry, Symmetry) else symmetry)
         self.metric = (
@@ -149,6 +156,11 @@ class BranchCallback(SymmetryCallback):
         return self._branches.branches if self.is_attached else []
 
     @property
+    def readings(self) -> dict[str, Tensor]:
+        """What the instruments measured last, by the names under which it is logged; none while nothing is attached."""
+        return dict(self._branches.readings) if self.is_attached else {}
+
+    @property
     def _branches(self) -> Branches:
         parts: Branches = self._parts
         return parts
@@ -163,6 +175,7 @@ class BranchCallback(SymmetryCallback):
                     f"layer {layer.name!r} is scripted and takes no hooks: relax it before torch.jit.script"
                 )
             self.check_layer(layer)
+        gauge = None if self.instruments is None else Gauge(self.instruments, self, module)
         remove_copies(module)
         container = HiddenParameters()
         seed = derived_generator(type(self).__name__, self.seed).initial_seed() % 2**31
@@ -188,10 +201,11 @@ class BranchCallback(SymmetryCallback):
         undo.callback(clip_apart(module, container.parameters()))
         for b in branches:
             undo.callback(attach_branch(b))
-        undo.callback(
-            wrap_training_step(module, StepHooks(ready=self._ready, after=self._after(module), done=self._done))
-        )
-        return Branches(branches, container, extra)
+        hooks = StepHooks(ready=self._ready, after=self._after(module), done=self._done)
+        if gauge is not None:
+            hooks = replace(hooks, look=lambda step: gauge.look(step, branches))
+        undo.callback(wrap_training_step(module, hooks))
+        return Branches(branches, container, extra, {} if gauge is None else gauge.values)
 
     def _switch_off(self, branches: list[Branch]) -> None:
         """Leave the layers alone, and warn of those that never ran."""

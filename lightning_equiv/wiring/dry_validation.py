@@ -42,7 +42,7 @@ def dry_validation_step(
         args += (batch_idx,)
     if module._trainer is not None and len(module.trainer.num_val_batches) > 1:
         args += (dataloader_idx,)
-    with ExitStack() as undo, _metrics_kept(module), random_state_kept(), buffers_kept(module):
+    with ExitStack() as undo, metrics_kept(module), random_state_kept(), buffers_kept(module):
         undo.callback(override(module, "log", log))
         undo.callback(override(module, "log_dict", log_dict))
         module.validation_step(*args)
@@ -50,7 +50,8 @@ def dry_validation_step(
 
 
 @contextmanager
-def _metrics_kept(module: L.LightningModule) -> Iterator[None]:
+def metrics_kept(module: L.LightningModule) -> Iterator[None]:
+    """Inside, the metrics of a module may be updated: their states are put back."""
     metrics = [m for m in module.modules() if isinstance(m, Metric)]
     states = [(m._update_count, m._computed, m._copy_state_dict()) for m in metrics]
     try:

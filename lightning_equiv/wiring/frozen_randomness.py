@@ -74,10 +74,15 @@ def frozen_randomness(network: nn.Module, before: Versions, evaluate: bool = Fal
 
 
 @contextmanager
-def buffers_kept(network: nn.Module) -> Iterator[None]:
-    """Inside, buffers that something has changed in place before are copies, which observers may move as they like."""
+def buffers_kept(network: nn.Module, every: bool = False) -> Iterator[None]:
+    """Inside, buffers that something has changed in place before are copies, which observers may move as they like.
+
+    Args:
+        network: whose buffers they are.
+        every: copies of all, also those that have not moved so far, such as the statistics of a first training step.
+    """
     held = [(module, name, x) for module in network.modules() for name, x in module._buffers.items() if x is not None]
-    copies = {id(x): x.clone() for _, _, x in held if version(x)}
+    copies = {id(x): x.clone() for _, _, x in held if every or version(x)}
     try:
         for module, name, x in held:
             if id(x) in copies:

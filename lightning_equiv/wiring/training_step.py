@@ -9,6 +9,7 @@ first wrap.
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ class StepHooks:
 
     Attributes:
         before: batch -> the batch that the step will see.
+        look: called with what runs the user's own step on a copy of that batch once more and returns its loss, after
+            all `before` and before any `ready`.
         ready: called with the batch that the step will see, after all `before`.
         after: (batch that the step saw, its loss) -> the loss to train on.
         done: called as soon as the step has returned, before anything else runs the network.
@@ -36,6 +39,7 @@ class StepHooks:
     """
 
     before: Callable[[Any], Any] = lambda batch: batch
+    look: Callable[[Callable[[], Tensor | None]], None] = lambda step: None
     ready: Callable[[Any], None] = lambda batch: None
     after: Callable[[Any, Tensor], Tensor] = lambda batch, loss: loss
     done: Callable[[], None] = lambda: None
@@ -58,6 +62,12 @@ def wrap_training_step(module: L.LightningModule, hooks: StepHooks) -> Callable[
     return remove
 
 
+def _loss(output: Any) -> Tensor | None:
+    """The loss in what a step returned; None where there is none, by which Lightning skips the batch."""
+    loss = output.get("loss") if isinstance(output, Mapping) else output
+    return loss if isinstance(loss, Tensor) else None
+
+
 def _wrap(module: L.LightningModule) -> list[StepHooks]:
     original = module.training_step
     entries: list[StepHooks] = []
@@ -67,13 +77,19 @@ def _wrap(module: L.LightningModule) -> list[StepHooks]:
         batch = kwargs.pop("batch") if named else args[0]
         for hooks in entries:
             batch = hooks.before(batch)
+
+        def step(batch: Any) -> Any:
+            return original(batch=batch, **kwargs) if named else original(batch, *args[1:], **kwargs)
+
+        for hooks in entries:
+            hooks.look(lambda: _loss(step(copy.deepcopy(batch))))
         for hooks in entries:
             hooks.ready(batch)
-        output = original(batch=batch, **kwargs) if named else original(batch, *args[1:], **kwargs)
+        output = step(batch)
         for hooks in entries:
             hooks.done()
-        loss = output.get("loss") if isinstance(output, Mapping) else output
-        if not isinstance(loss, Tensor):
+        loss = _loss(output)
+        if loss is None:
             for hooks in entries:
                 hooks.skipped()
             return output

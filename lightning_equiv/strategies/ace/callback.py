@@ -21,6 +21,7 @@ from lightning_equiv.strategies.ace.levels import Levels
 from lightning_equiv.strategies.ace.multipliers import make_rates
 from lightning_equiv.strategies.ace.report import format_report, ranked
 from lightning_equiv.strategies.branch_callback import Evaluate
+from lightning_equiv.strategies.instruments import Instruments
 from lightning_equiv.strategies.learned_level import LearnedLevelCallback, Report, normalise
 from lightning_equiv.symmetry.symmetry import Symmetry
 
@@ -67,6 +68,8 @@ class ACE(LearnedLevelCallback):
             relaxed for a resilient one.
         horizon: optimizer steps of the whole run, where the Trainer cannot know them.
         seed: of the branches' first weights.
+        instruments: what is measured besides while training, to see why it helps or not: `Instruments`, or what they
+            measure, such as "loss dead curvature"; None measures nothing.
         name: prefix of what is logged.
 
     Raises:
@@ -106,6 +109,7 @@ class ACE(LearnedLevelCallback):
         evaluate: Evaluate | None = None,
         horizon: int | None = None,
         seed: int = 0,
+        instruments: Instruments | str | None = None,
         name: str = "ace",
     ) -> None:
         if mode not in ("equality", "resilient"):
@@ -124,6 +128,7 @@ class ACE(LearnedLevelCallback):
             horizon=horizon,
             name=name,
             seed=seed,
+            instruments=instruments,
         )
         check_number("rho", rho, above=0)
         check_number("dual_lr", dual_lr, above=0, optional=True)

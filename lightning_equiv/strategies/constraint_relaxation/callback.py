@@ -15,6 +15,7 @@ from lightning_equiv.layers.layer import Layer, LayerFamily, check_sizes
 from lightning_equiv.strategies.branch_callback import BranchCallback, Evaluate
 from lightning_equiv.strategies.constraint_relaxation.penalties import penalties
 from lightning_equiv.strategies.constraint_relaxation.schedule import SCHEDULES, Schedule, level
+from lightning_equiv.strategies.instruments import Instruments
 from lightning_equiv.symmetry.symmetry import Symmetry
 
 
@@ -55,6 +56,8 @@ class ConstraintRelaxation(BranchCallback):
         evaluate: "projected", "relaxed" or "both".
         horizon: optimizer steps of the whole run, where the Trainer cannot know them.
         seed: of the branches' first weights.
+        instruments: what is measured besides while training, to see why it helps or not: `Instruments`, or what they
+            measure, such as "loss dead curvature"; None measures nothing.
         name: prefix of what is logged.
 
     Raises:
@@ -91,6 +94,7 @@ class ConstraintRelaxation(BranchCallback):
         evaluate: Evaluate = "projected",
         horizon: int | None = None,
         seed: int = 0,
+        instruments: Instruments | str | None = None,
         name: str = "constraint_relaxation",
     ) -> None:
         super().__init__(
@@ -104,6 +108,7 @@ class ConstraintRelaxation(BranchCallback):
             horizon=horizon,
             name=name,
             seed=seed,
+            instruments=instruments,
         )
         if not callable(schedule) and not (isinstance(schedule, str) and schedule in SCHEDULES):
             raise ValueError(f"expected schedule to be one of {sorted(SCHEDULES)} or a callable, got {schedule!r}")

@@ -20,6 +20,7 @@ from lightning_equiv.layers.hidden_parameters import HiddenParameters
 from lightning_equiv.layers.layer import Layer, LayerFamily, check_sizes
 from lightning_equiv.strategies.base import Target
 from lightning_equiv.strategies.branch_callback import Branches, Evaluate
+from lightning_equiv.strategies.instruments import Instruments
 from lightning_equiv.strategies.learned_level import Learned, LearnedLevelCallback, Report, normalise
 from lightning_equiv.strategies.recm.critic import LipschitzCritic, draw_elements
 from lightning_equiv.strategies.recm.recurrence import Recurrence, Step, commit, make_level
@@ -88,6 +89,8 @@ class RECM(LearnedLevelCallback):
         evaluate: "projected", "relaxed" (with the branches above the threshold) or "both".
         horizon: optimizer steps of the whole run, where the Trainer cannot know them.
         seed: of first weights and draws.
+        instruments: what is measured besides while training, to see why it helps or not: `Instruments`, or what they
+            measure, such as "loss dead curvature"; None measures nothing.
         name: prefix of what is logged.
 
     Raises:
@@ -129,6 +132,7 @@ class RECM(LearnedLevelCallback):
         evaluate: Evaluate = "relaxed",
         horizon: int | None = None,
         seed: int = 0,
+        instruments: Instruments | str | None = None,
         name: str = "recm",
     ) -> None:
         super().__init__(
@@ -144,6 +148,7 @@ class RECM(LearnedLevelCallback):
             horizon=horizon,
             name=name,
             seed=seed,
+            instruments=instruments,
         )
         if not self.group.compact:
             raise ValueError(

@@ -1,0 +1,57 @@
+"""Run the user's training step once more without a trace, to see what its loss would be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import lightning as L
+import torch
+
+from lightning_equiv.wiring.call_recorder import recording_paused
+from lightning_equiv.wiring.dry_validation import metrics_kept
+from lightning_equiv.wiring.frozen_randomness import buffers_kept
+from lightning_equiv.wiring.override import override
+from lightning_equiv.wiring.random_state import random_state_kept
+from lightning_equiv.wiring.recomputation import extra_pass
+
+
+@contextmanager
+def dry_training(module: L.LightningModule, full_precision: bool = False) -> Iterator[None]:
+    """Inside, the user's training step, what is differentiated of it included, leaves no trace.
+
+    Nothing is logged, no metric, buffer or random generator moves, no recorder remembers a call, and what is compiled
+    runs as it is written. The step begins with the random numbers of the step itself: twice inside two of these is
+    twice the same. What it does to attributes of its own (a list it appends to) is done again.
+
+    Args:
+        module: whose step it is.
+        full_precision: without autocast.
+    """
+
+    def log(*_: Any, **__: Any) -> None:
+        """Nothing."""
+
+    device = module.device.type
+    # without the cache: it would hand weights that were cast in here, without their graph, to the step itself
+    autocast = torch.autocast(
+        device,
+        dtype=torch.get_autocast_dtype(device),
+        enabled=torch.is_autocast_enabled(device) and not full_precision,
+        cache_enabled=False,
+    )
+    with ExitStack() as undo:
+        for context in (
+            metrics_kept(module),
+            random_state_kept(),
+            buffers_kept(module, every=True),
+            recording_paused(),
+            extra_pass(module),
+            torch.compiler.set_stance("force_eager"),
+            autocast,
+        ):
+            undo.enter_context(context)
+        undo.callback(override(module, "log", log))
+        undo.callback(override(module, "log_dict", log))
+        yield
