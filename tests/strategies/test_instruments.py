@@ -20,7 +20,7 @@ from tests.helpers import global_seed
 from tests.strategies.ace_by_hand import make_ace
 from tests.strategies.cases import CASES, Case
 from tests.strategies.relaxed_by_hand import make_relaxation
-from tests.strategies.toys import SYMMETRY, Plain, Rows, loader, snapshot, trainer, weights
+from tests.strategies.toys import SYMMETRY, Plain, Rows, SavesPerRank, loader, snapshot, trainer, weights
 
 mse = nn.functional.mse_loss
 ALL = Instruments(every=2)
@@ -50,7 +50,7 @@ class Moving(Plain):
         loss = mse(self.net(x), y)
         self.steps += 1
         self.metric(loss)
-        self.log("user_loss", loss, on_epoch=True, on_step=False)
+        self.log("user_loss", loss, on_epoch=True, on_step=False, sync_dist=True)
         self.log("user_metric", self.metric, on_epoch=True, on_step=False)
         return {"loss": loss, "x": x}
 
@@ -394,3 +394,23 @@ def test_in_a_configuration_file(written: str, expected: Instruments | None) -> 
     """
     strategy = parser.instantiate_classes(parser.parse_string(config)).strategy
     assert strategy.instruments == expected
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_without_and_measure_their_own_batches(tmp_path: Any) -> None:
+    from lightning.pytorch.strategies import DDPStrategy
+
+    saved = []
+    for i, instruments in enumerate((None, ALL)):
+        folder = tmp_path / str(i)
+        folder.mkdir()
+        ddp = DDPStrategy(start_method="fork", process_group_backend="gloo")
+        with global_seed(1):
+            trainer(make_relaxation(instruments=instruments), SavesPerRank(folder), strategy=ddp, devices=2).fit(
+                Moving(), loader()
+            )
+        saved.append([torch.load(folder / f"{rank}.pt") for rank in (0, 1)])
+    for key, value in saved[0][0].items():
+        assert torch.equal(value, saved[1][0][key]), key
+        assert torch.equal(saved[0][1][key], saved[1][1][key]), key
+    assert saved[0][0]["steps"] == 3
