@@ -34,7 +34,7 @@ def dry_training(module: L.LightningModule, full_precision: bool = False) -> Ite
         """Nothing."""
 
     device = module.device.type
-    # without the cache: it would hand weights that were cast in here, without their graph, to the step itself
+    # without the cache, through which the step itself would get weights that were cast in here, with a graph of here
     autocast = torch.autocast(
         device,
         dtype=torch.get_autocast_dtype(device),
