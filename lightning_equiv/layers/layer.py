@@ -197,6 +197,12 @@ class LayerFamily(ABC):
         """What the layer returned for these, as (n, outputs)."""
         return self.rows(layer, tensor)
 
+    def opened_shapes(self, layer: Layer) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The shapes of the flat inputs and outputs that the matrix maps, on which the layer's representations act."""
+        assert layer.in_features is not None
+        assert layer.out_features is not None
+        return layer.in_features, layer.out_features
+
     # ---- the branch beside it ------------------------------------------------------------------------------------
     def branch(self, layer: Layer, kind: str, scale: float) -> nn.Module:
         """A network without symmetry from rows of input features to rows of output features.

@@ -10,12 +10,16 @@ without its code being known, and what its weights cannot express is left over.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
+from lightning_equiv.groups.group import Group
 from lightning_equiv.layers.branch import branches_off
 from lightning_equiv.layers.layer import Layer, flat_sizes
+from lightning_equiv.representations.invariant import Invariant
+from lightning_equiv.representations.linear_maps import LinearMaps
 
 _MOST_ITERATIONS = 500
 _LINEAR = 1e-6  # relative size of what is not linear, in float64
@@ -119,6 +123,28 @@ class OpenLayer:
         both = self._matrix({name: one[name] + other[name] for name in one})
         if not (both + self._frozen - A - B).abs().max() <= _LINEAR * scale:  # NaN at weights that are 0, too
             raise _cannot(self.layer, "is not linear in its weights")
+
+    # ---- what commutes -------------------------------------------------------------------------------------------
+    def projection(self, group: Group) -> Callable[[Tensor], Tensor]:
+        """P: a function from a matrix [A b] of this layer's to the nearest that commutes with a group.
+
+        Raises:
+            ValueError: the layer does not say how its features move, or the group's mean over them is not known.
+        """
+        layer = self.layer
+        if layer.inputs is None or layer.outputs is None:
+            raise ValueError(
+                f"layer {layer.name!r} ({type(layer.module).__name__}) does not say how {group} moves its features: "
+                f"write layers={{{layer.name!r}: (inputs, outputs)}} with irreps such as '16x0e+8x1o'"
+            )
+        inputs, outputs = layer.family.opened_shapes(layer)
+        maps = LinearMaps(layer.inputs, layer.outputs, inputs, outputs, group)
+        constants = LinearMaps(Invariant(), layer.outputs, (1,), outputs, group)
+
+        def project(matrix: Tensor) -> Tensor:
+            return torch.cat([maps.project(matrix[:, :-1]), constants.project(matrix[:, -1:])], dim=1)
+
+        return project
 
     # ---- writing -------------------------------------------------------------------------------------------------
     def take(self, change: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from lightning_equiv.representations.representation import Copies, Representatio
 
 Response = Callable[[Tensor], Tensor]
 
-_MOST_SUMMED = 120  # elements of a finite group over which a mean is taken
+_MOST_SUMMED = 24  # elements of a finite group over which a mean is taken
 _MOST_UNKNOWNS = 2500  # numbers in a map between two irreducible parts, whose spectrum is computed
 _ZERO = 1e-8  # eigenvalues of L under which it is 0: the smallest others are 2 - 2 cos(2 pi / n)
 

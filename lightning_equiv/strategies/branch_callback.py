@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import lightning as L
@@ -25,7 +25,7 @@ from lightning_equiv.layers.layer import Layer, LayerFamily
 from lightning_equiv.layers.measure import measured_on_example
 from lightning_equiv.metrics.equivariance_error import EquivarianceError
 from lightning_equiv.strategies.base import SymmetryCallback
-from lightning_equiv.strategies.instruments import Gauge, Instruments, as_instruments
+from lightning_equiv.strategies.instruments import Gauge, Instruments, Step, as_instruments
 from lightning_equiv.symmetry.symmetry import Symmetry
 from lightning_equiv.wiring.call_recorder import CallRecorder, recording_paused
 from lightning_equiv.wiring.clipping import clip_apart
@@ -138,6 +138,15 @@ class BranchCallback(SymmetryCallback):
     def check_layer(self, layer: Layer) -> None:
         """ValueError for a layer that this strategy cannot relax."""
 
+    def fold(self, module: L.LightningModule, step: Step) -> bool:
+        """Take what is due out of the branches into the layers, before a step of training; whether that was done.
+
+        Args:
+            module: which is trained.
+            step: runs the user's own step once more, on a copy of the batch.
+        """
+        return False
+
     def add_modules(self, branches: list[Branch], container: HiddenParameters) -> Any:
         """Change or add to what trains with the branches, with this strategy's own random numbers; their `extra`."""
 
@@ -201,9 +210,13 @@ class BranchCallback(SymmetryCallback):
         undo.callback(clip_apart(module, container.parameters()))
         for b in branches:
             undo.callback(attach_branch(b))
-        hooks = StepHooks(ready=self._ready, after=self._after(module), done=self._done)
-        if gauge is not None:
-            hooks = replace(hooks, look=lambda step: gauge.look(step, branches))
+
+        def look(step: Step) -> None:
+            folded = self.fold(module, step)
+            if gauge is not None:
+                gauge.look(step, branches, folded)
+
+        hooks = StepHooks(look=look, ready=self._ready, after=self._after(module), done=self._done)
         undo.callback(wrap_training_step(module, hooks))
         return Branches(branches, container, extra, {} if gauge is None else gauge.values)
 

@@ -125,8 +125,16 @@ class Gauge:
         self._active: list[bool] = []
         self._vector: Tensor | None = None
 
-    def look(self, step: Step, branches: Sequence[Branch]) -> None:
-        """Measure what is due in this batch, and log it."""
+    def look(self, step: Step, branches: Sequence[Branch], folded: bool = False) -> None:
+        """Measure what is due in this batch, and log it.
+
+        Args:
+            step: runs the user's own step once more.
+            branches: of the strategy.
+            folded: they were taken into the layers just now, which says itself what that did to the loss.
+        """
+        if folded:
+            self._levels = None
         number = self._strategy.batch_number()
         self._number = number = self._number + 1 if number is None else number
         relaxed = any(b.active for b in branches)

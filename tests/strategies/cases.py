@@ -21,7 +21,7 @@ from lightning_equiv import REMUL, GroupAugmentation, SymmetryCallback, Symmetry
 from tests.strategies.ace_by_hand import AceByHand, ResilientByHand, make_ace, make_resilient
 from tests.strategies.cloned_by_hand import AnnealedByHand, ClonedByHand, Stretch, make_cloning
 from tests.strategies.recm_by_hand import RecmByHand, make_recm
-from tests.strategies.relaxed_by_hand import RelaxedByHand, make_relaxation
+from tests.strategies.relaxed_by_hand import NearestByHand, RelaxedByHand, make_nearest, make_relaxation
 from tests.strategies.remul_by_hand import DualByHand, EveryByHand, NearByHand, PartByHand
 from tests.strategies.toys import SYMMETRY, Plain, Task, draws, once, turn
 
@@ -271,6 +271,7 @@ CASES = {
             ),
             doubled=1e-3,  # the root of a mean is not the mean of the roots
         ),
+        BRANCH_CASE("constraint relaxation, nearest", make_nearest, NearestByHand),
         BRANCH_CASE(
             "recm",
             make_recm,

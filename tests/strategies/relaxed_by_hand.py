@@ -43,9 +43,11 @@ class RelaxedByHand(BranchesByHand):
     The penalties are means over the rows of all calls of a layer.
     """
 
+    make = staticmethod(make_relaxation)
+
     def __init__(self, net: nn.Module | None = None) -> None:
         super().__init__(net)
-        strategy, borrowed = make_relaxation(), Plain()
+        strategy, borrowed = self.make(), Plain()
         strategy.attach(borrowed)  # only to start from the same matrices
         self.W, self.V = (nn.Parameter(b.network.weight.detach().clone()) for b in strategy.branches)
         strategy.detach()
@@ -83,6 +85,45 @@ class RelaxedByHand(BranchesByHand):
             norm = (sum((self.W @ v).square().sum() for v in x) / len(x)).sqrt()
             norm = norm + (sum((self.V @ v).square().sum() for v in a) / len(a)).sqrt()
         return loss + LIE * lie + NORM * norm
+
+
+FOLDED_LAYERS = {"net.0": ("1o", "4x1o+4x0e"), "net.2": ("4x1o+4x0e", "1o")}
+
+
+def make_nearest(**changes: Any) -> ConstraintRelaxation:
+    settings = {"projection": "nearest", "peak": PEAK, "init_scale": 0.5}
+    return ConstraintRelaxation("SO(3)", FOLDED_LAYERS, **{**settings, **changes})
+
+
+class NearestByHand(RelaxedByHand):
+    """The twin: the branches stay at their peak, and what commutes of layers and branches is all that is left of them.
+
+    No penalties.
+    """
+
+    make = staticmethod(make_nearest)
+
+    def __init__(self, net: nn.Module | None = None) -> None:
+        super().__init__(net)
+        self.register_buffer("folded", torch.tensor(False))
+
+    def theta(self) -> float:
+        return 0.0 if self.folded else PEAK
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        if not self.folded and self.global_step >= 0.5 * self.trainer.estimated_stepping_batches:
+            vectors = [range(3 * c, 3 * c + 3) for c in range(4)]  # of the hidden features; 12 .. 15 are scalars
+            with torch.no_grad():
+                for A, W in ((self.net[0].weight, self.W), (self.net[2].weight.T, self.V.T)):  # (16, 3)
+                    whole = A.double() + PEAK * W.double()  # rounded once
+                    A.zero_()
+                    for places in vectors:
+                        A[places] = (torch.eye(3).to(whole) * whole[places].trace() / 3).to(A)
+                self.net[0].bias[:12] = 0
+                self.net[2].bias[:] = 0
+            self.folded.fill_(True)
+        self.rows: list[tuple[Tensor, Tensor]] = []
+        return BranchesByHand.training_step(self, batch, batch_idx)
 
 
 def clip_each(value: float | None, algorithm: str | None, *groups: Iterable[nn.Parameter]) -> None:

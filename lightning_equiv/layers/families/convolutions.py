@@ -91,6 +91,11 @@ class Convolutions(LayerFamily):
             tensor = tensor.narrow(dim, (tensor.shape[dim] - r) // 2, r)
         return tensor.flatten(1)
 
+    def opened_shapes(self, layer: Layer) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The features of one pixel, and those of the places that it reaches."""
+        inputs, outputs = super().opened_shapes(layer)
+        return (*inputs, *[1] * layer.grid), (*outputs, *self._reach(layer))
+
     def _reach(self, layer: Layer) -> tuple[int, ...]:
         """The sides of the kernel, with the gaps of a dilated one."""
         module: Any = layer.module

@@ -28,7 +28,12 @@ def cosine(p: float) -> float:
     return (1 + math.cos(math.pi * p)) / 2
 
 
-SCHEDULES: dict[str, Schedule] = {"triangle": triangle, "linear": linear, "cosine": cosine}
+def constant(p: float) -> float:
+    """1 all the time."""
+    return 1.0
+
+
+SCHEDULES: dict[str, Schedule] = {"triangle": triangle, "linear": linear, "cosine": cosine, "constant": constant}
 
 
 def level(schedule: Schedule, step: int, total: int, end: float) -> float:
