@@ -22,7 +22,8 @@ from lightning_equiv.strategies.ace.multipliers import make_rates
 from lightning_equiv.strategies.ace.report import format_report, ranked
 from lightning_equiv.strategies.branch_callback import Evaluate
 from lightning_equiv.strategies.instruments import Instruments
-from lightning_equiv.strategies.learned_level import LearnedLevelCallback, Report, normalise
+from lightning_equiv.strategies.keeping_callback import Report
+from lightning_equiv.strategies.learned_level import LearnedLevelCallback, normalise
 from lightning_equiv.symmetry.symmetry import Symmetry
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from lightning_equiv.layers.branch import Branch
-from lightning_equiv.strategies.learned_level import Report
+from lightning_equiv.strategies.keeping_callback import Report
 
 
 def ranked(branches: Sequence[Branch], lam: Tensor, threshold: float) -> Report:

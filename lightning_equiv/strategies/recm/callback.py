@@ -21,7 +21,8 @@ from lightning_equiv.layers.layer import Layer, LayerFamily, check_sizes
 from lightning_equiv.strategies.base import Target
 from lightning_equiv.strategies.branch_callback import Branches, Evaluate
 from lightning_equiv.strategies.instruments import Instruments
-from lightning_equiv.strategies.learned_level import Learned, LearnedLevelCallback, Report, normalise
+from lightning_equiv.strategies.keeping_callback import Report
+from lightning_equiv.strategies.learned_level import Learned, LearnedLevelCallback, normalise
 from lightning_equiv.strategies.recm.critic import LipschitzCritic, draw_elements
 from lightning_equiv.strategies.recm.recurrence import Recurrence, Step, commit, make_level
 from lightning_equiv.strategies.recm.report import format_report, layer_report, too_short

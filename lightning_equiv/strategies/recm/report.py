@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from lightning_equiv.layers.branch import Branch
-from lightning_equiv.strategies.learned_level import Report
+from lightning_equiv.strategies.keeping_callback import Report
 
 
 def layer_report(branches: list[Branch], threshold: float) -> Report:
