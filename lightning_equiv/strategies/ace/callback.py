@@ -16,12 +16,12 @@ from lightning_equiv.layers.branch import Branch
 from lightning_equiv.layers.choose import Layers
 from lightning_equiv.layers.hidden_parameters import HiddenParameters
 from lightning_equiv.layers.layer import Layer, LayerFamily, check_sizes
-from lightning_equiv.strategies.ace.invariants import check_that_something_moves
 from lightning_equiv.strategies.ace.levels import Levels
 from lightning_equiv.strategies.ace.multipliers import make_rates
 from lightning_equiv.strategies.ace.report import format_report, ranked
 from lightning_equiv.strategies.branch_callback import Evaluate
 from lightning_equiv.strategies.instruments import Instruments
+from lightning_equiv.strategies.invariants import check_that_something_moves
 from lightning_equiv.strategies.keeping_callback import Report
 from lightning_equiv.strategies.learned_level import LearnedLevelCallback, normalise
 from lightning_equiv.symmetry.symmetry import Symmetry

@@ -29,7 +29,7 @@ def check_that_something_moves(layers: Sequence[Layer], group: Group, who: str) 
         return
     words = (
         f"{who}: {invariant} map invariants of {group} to invariants: a branch there breaks no symmetry, only adds "
-        "weights, and its lambda is no price of symmetry. "
+        "weights, and what it learns says nothing of one. "
     )
     if len(invariant) == len(layers):
         raise ValueError(
