@@ -38,11 +38,12 @@ class Branch:
         theta: relaxation level, a scalar tensor that no module owns (weight averaging averages buffers).
         active: whether the layer's output is relaxed at all; off, the layer is untouched.
         listening: whether inputs are remembered for a penalty.
-        inputs: what the layer was called with, detached, since listening began.
+        inputs: what the layer was called with, detached, since listening began, where nothing learns or observes.
         calls: how often the layer ran while listening.
         ever_ran: whether it ever did.
         awaiting: whether the backward pass of what was listened to may run the layer again (gradient checkpointing).
         level: (x, f(x)) -> theta of this very call while listening or awaiting; None takes `theta`.
+        observe: called with (n(x), f(x)), detached, of every call while listening.
         version: of the layer's input, before the call that runs; None in a compiled one.
         off: above 0, the layer is left alone whatever `active` says.
     """
@@ -57,6 +58,7 @@ class Branch:
     calls: int = 0
     ever_ran: bool = False
     level: Callable[[Tensor, Tensor], Tensor] | None = None
+    observe: Callable[[Tensor, Tensor], None] | None = None
     version: int | None = None
     off: int = 0
     _held: list[nn.Module] = field(default_factory=list)
@@ -161,6 +163,8 @@ def relaxed(branch: Branch, theta: Tensor, x: Tensor, output: Any) -> Any:
             f"{tuple(f_x.shape)}: expected equal shapes; say the layer's representations, "
             "layers={name: (inputs, outputs)}"
         )
+    if branch.observe is not None and branch.listening and not in_backward():
+        branch.observe(n_x.detach(), f_x.detach())
     total = f_x + (theta * n_x).to(f_x.dtype)
     return branch.layer.family.wrapped(total, output)
 
@@ -195,7 +199,7 @@ def attach_branch(branch: Branch) -> Callable[[], None]:
             branch.ever_ran = True
             check_call(branch, x, f_x)
             branch.calls += 1
-            if branch.active and branch.level is None:
+            if branch.active and branch.level is None and branch.observe is None:
                 branch.inputs.append(x.detach())
         if not branch.active:
             return None
