@@ -56,6 +56,7 @@ from lightning_equiv.strategies.group_augmentation import GroupAugmentation
 from lightning_equiv.strategies.instruments import Instruments
 from lightning_equiv.strategies.recm.callback import RECM
 from lightning_equiv.strategies.remul.callback import REMUL
+from lightning_equiv.strategies.rpp.callback import RPP
 from lightning_equiv.strategies.symmetry_cloning.callback import SymmetryCloning
 from lightning_equiv.symmetry.symmetry import Symmetry
 
@@ -67,6 +68,7 @@ __all__ = [
     "O3",
     "RECM",
     "REMUL",
+    "RPP",
     "SE3",
     "SO2",
     "SO3",

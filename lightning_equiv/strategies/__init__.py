@@ -6,12 +6,14 @@ from lightning_equiv.strategies.constraint_relaxation.callback import Constraint
 from lightning_equiv.strategies.group_augmentation import GroupAugmentation
 from lightning_equiv.strategies.recm.callback import RECM
 from lightning_equiv.strategies.remul.callback import REMUL
+from lightning_equiv.strategies.rpp.callback import RPP
 from lightning_equiv.strategies.symmetry_cloning.callback import SymmetryCloning
 
 __all__ = [
     "ACE",
     "RECM",
     "REMUL",
+    "RPP",
     "ConstraintRelaxation",
     "GroupAugmentation",
     "SymmetryCallback",

@@ -9,7 +9,7 @@ import torch
 from e3nn import o3
 from torch import Tensor, nn
 
-from lightning_equiv import ACE, RECM, ConstraintRelaxation
+from lightning_equiv import ACE, RECM, RPP, ConstraintRelaxation
 from lightning_equiv.groups.product import as_group
 from lightning_equiv.layers.branch import Branch, attach_branch, make_branch
 from lightning_equiv.layers.choose import find_layers
@@ -106,6 +106,7 @@ STRATEGIES = {
     "ConstraintRelaxation": lambda layers: ConstraintRelaxation("SO(3)", layers, peak=1.0),
     "RECM": lambda layers: RECM("SO(3)", layers, "net"),
     "ACE": lambda layers: ACE("SO(3)", layers, "net"),
+    "RPP": lambda layers: RPP("SO(3)", layers, "net"),
 }
 each_strategy = pytest.mark.parametrize("make", STRATEGIES.values(), ids=STRATEGIES)
 

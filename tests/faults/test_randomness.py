@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
-from lightning_equiv import ACE, RECM, REMUL, ConstraintRelaxation, EquivarianceMonitor, SymmetryMixin
+from lightning_equiv import ACE, RECM, REMUL, RPP, ConstraintRelaxation, EquivarianceMonitor, SymmetryMixin
 from lightning_equiv.metrics.functional import equivariance_error
 from tests.strategies.cases import Case, each_case
 from tests.strategies.relaxed_by_hand import LAYERS
@@ -160,7 +160,7 @@ class RandomValidation(Plain):
         self.log("val_loss", nn.functional.mse_loss(self.net(x + noise), y))
 
 
-@pytest.mark.parametrize("strategy", [ConstraintRelaxation, RECM, ACE])
+@pytest.mark.parametrize("strategy", [ConstraintRelaxation, RECM, ACE, RPP])
 def test_a_validation_that_is_run_again_changes_nothing(strategy: Any) -> None:
     def fit(evaluate: str) -> tuple[Tensor, list[Any], dict[str, Any]]:
         torch.manual_seed(3), random.seed(3), np.random.seed(3)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_equiv import ACE, RECM, ConstraintRelaxation, RelaxedLayer
+from lightning_equiv import ACE, RECM, RPP, ConstraintRelaxation, RelaxedLayer
 from lightning_equiv.layers.branch import Branch, attach_branch, make_branch
 from lightning_equiv.layers.choose import find_layers
 from tests.helpers import TOLERANCE, close
@@ -70,7 +70,7 @@ def test_training_without_a_batch(case: Case) -> None:
     close(weights(single), weights(batched), TOLERANCE[torch.float32])
 
 
-@pytest.mark.parametrize("make", [ConstraintRelaxation, RECM, ACE])
+@pytest.mark.parametrize("make", [ConstraintRelaxation, RECM, ACE, RPP])
 def test_convolutions_train_without_a_batch(make: Any) -> None:
     module = Plain(nn.Sequential(nn.Conv2d(2, 3, 3)))
     module.task = lambda net, x, y: net(x).square().mean()  # type: ignore[method-assign,assignment]

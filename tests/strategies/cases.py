@@ -23,6 +23,7 @@ from tests.strategies.cloned_by_hand import AnnealedByHand, ClonedByHand, Stretc
 from tests.strategies.recm_by_hand import RecmByHand, make_recm
 from tests.strategies.relaxed_by_hand import NearestByHand, RelaxedByHand, make_nearest, make_relaxation
 from tests.strategies.remul_by_hand import DualByHand, EveryByHand, NearByHand, PartByHand
+from tests.strategies.rpp_by_hand import RppByHand, make_rpp
 from tests.strategies.toys import SYMMETRY, Plain, Task, draws, once, turn
 
 mse, l1 = nn.functional.mse_loss, nn.functional.l1_loss
@@ -287,6 +288,13 @@ CASES = {
             second=BRANCH_CASE("ace, second", partial(make_ace, name="second", seed=1, gamma_lr=0.3)),
         ),
         BRANCH_CASE("ace, resilient", make_resilient, ResilientByHand, distributed=False),
+        BRANCH_CASE(
+            "rpp",
+            make_rpp,
+            RppByHand,
+            second=BRANCH_CASE("rpp, second", partial(make_rpp, name="second", seed=1, free_weight=0.2)),
+            needs_end=False,
+        ),
         CLONING_CASE(
             "symmetry cloning, break",
             make_cloning,
@@ -352,11 +360,13 @@ PAIRS = [
     Pair("GroupAugmentation", "RECM", "layers and targets are those of the moved batch, in either order"),
     Pair("GroupAugmentation", "ACE", "layers are those of the moved batch, in either order"),
     Pair("GroupAugmentation", "ConstraintRelaxation", "layers and penalties are of the moved batch, in either order"),
+    Pair("GroupAugmentation", "RPP", "layers are those of the moved batch, in either order"),
     Pair("REMUL", "REMUL", "both losses are added, in either order"),
     Pair("REMUL", "SymmetryCloning", "the second loss and the pull are added, in either order"),
     Pair("REMUL", "RECM", "the second pass has the theta of the first, held constant, in either order"),
     Pair("REMUL", "ACE", "the second pass has the gamma of the first, held constant, in either order"),
     Pair("REMUL", "ConstraintRelaxation", "the second pass is relaxed, and not penalised, in either order"),
+    Pair("REMUL", "RPP", "the second pass has the free pathways, and the priors are counted once, in either order"),
     Pair(
         "SymmetryCloning",
         "SymmetryCloning",
@@ -370,6 +380,7 @@ PAIRS = [
         "ConstraintRelaxation",
         "the network without branches is taught and pulled, in either order",
     ),
+    Pair("SymmetryCloning", "RPP", "the network without branches is taught and pulled, in either order"),
     Pair("ACE", "ACE", "a layer's branches are added, each with its own gamma, in either order"),
     Pair("RECM", "ACE", "a layer's branches are added, each with its own level, in either order"),
     Pair("ACE", "ConstraintRelaxation", "a layer's branches are added, in either order; both go to 0"),
@@ -384,6 +395,10 @@ PAIRS = [
         "ConstraintRelaxation",
         "a layer's branches and penalties are added, in either order",
     ),
+    Pair("ACE", "RPP", "a layer's branches are added, in either order; the priors are of RPP's branches alone"),
+    Pair("RECM", "RPP", "a layer's branches are added, in either order; the priors are of RPP's branches alone"),
+    Pair("ConstraintRelaxation", "RPP", "a layer's branches and penalties are added, in either order; RPP's stay"),
+    Pair("RPP", "RPP", "a layer's branches and priors are added, in either order"),
 ]
 
 
