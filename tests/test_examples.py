@@ -34,6 +34,7 @@ COMMANDS = {
     "benchmark_wigner.py": ["--csv", "{out}/wigner.csv"],
     "benchmark_metrics.py": ["--csv", "{out}/metrics.csv"],
     "benchmarks/remul_cost.py": ["--output", "{out}"],
+    "benchmarks/rpp_weights.py": ["--out", "{out}"],
     "benchmarks/large_graph.py": ["--output", "{out}"],
     "benchmarks/results.py": ["--out", "{out}"],
     "benchmarks/gpu.py": ["--device", "cpu", "--csv", "{out}/gpu.csv"],

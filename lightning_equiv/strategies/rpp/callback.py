@@ -43,8 +43,8 @@ class RPP(KeepingCallback):
     weights, and leaves those of the branches alone: a is all that pulls on them.
 
     The defaults are those of a prior in units of the task loss: b = 0, as what the user's training does to the layers
-    is the user's choice; a = 1 is that a free weight of 1 costs as much as half a unit of the loss, see the docs for
-    what was measured. Standardise the targets, or write a * the variance of theirs.
+    is the user's choice; a = 1 is that a free weight of 1 costs as much as half a unit of the loss, and
+    `examples/benchmarks/rpp_weights.py` tries others. Standardise the targets, or write a * the variance of theirs.
 
     Logs `rpp/penalty` and `rpp/free_norm`, the root of sum |W_n|^2; at the end `report` lists the layers by |n(x)| /
     |f(x)|, the branch's share, is printed, and is written to `rpp_report.json` in the logger's folder. A layer whose
