@@ -83,7 +83,7 @@ def compare(
         symmetry: says how a group element moves the network's inputs and outputs; without it no error is measured.
         network: dotted name of the sub-module whose symmetry is meant.
         target: where labels are in a batch, for REMUL and RECM.
-        layers: which layers ConstraintRelaxation, RECM and ACE relax.
+        layers: which layers ConstraintRelaxation, RECM, ACE and RPP relax.
         teacher: SymmetryCloning's: a network, or what makes one (of a `seed`, if it takes one).
         seeds: how many, or which; at least three, or nothing can be told apart.
         cases: name -> keyword arguments of the data, such as {"field 1": {"field": 1.0}}; all is done for each.

@@ -165,7 +165,7 @@ def _as_way(name: str, way: Any, known: Mapping[str, Way]) -> Way:
             raise ValueError(
                 f"way {name!r} is not ready-made from what is given: expected one of {list(known)}, or what it is, "
                 f"{name!r}: Way([REMUL(...)]); REMUL needs a `symmetry`, augmentation one with `batch`, "
-                "ConstraintRelaxation, ACE and RECM need `layers` as well, SymmetryCloning a `teacher`"
+                "ConstraintRelaxation, ACE, RECM and RPP need `layers` as well, SymmetryCloning a `teacher`"
             )
         return known[name]
     if isinstance(way, L.Callback):

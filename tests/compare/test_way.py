@@ -40,7 +40,7 @@ def test_what_is_given_decides_which_ways_are_ready_made():
     without_batch = {"symmetry": Symmetry("SO(3)", "1o", "1o"), "network": "net"}
     assert set(ready_made(without_batch)) == {"plain", *REMULS}
     assert names() == {"plain", "augmentation", *REMULS}
-    assert names(layers=LAYERS) == {*names(), "ConstraintRelaxation", "RECM", "ACE"}
+    assert names(layers=LAYERS) == {*names(), "ConstraintRelaxation", "RECM", "ACE", "RPP"}
     assert names(teacher=TEACHER) == {*names(), "SymmetryCloning"}
     assert names(teacher=nn.Linear(3, 3)) == names()  # which does not say what it takes
 
