@@ -23,7 +23,7 @@ from lightning_equiv.representations.linear_maps import LinearMaps
 
 _MOST_ITERATIONS = 500
 _LINEAR = 1e-6  # relative size of what is not linear, in float64
-_SOLVED = 1e-13  # relative size of the gradient at which the least squares are solved
+_SOLVED = 1e-13  # relative size of the gradient at which the least squares are solved; its rounding is less
 
 Weights = dict[str, Tensor]
 
@@ -167,9 +167,10 @@ class OpenLayer:
         residual, solution = change.clone(), [torch.zeros_like(w) for w in weights.values()]
         slope = transposed(residual)
         direction, size = slope, _square(slope)
-        start = float(size)
+        # |M^T r| against |M| |change|, not against its first value: that is rounding where nothing can be expressed
+        solved = _SOLVED**2 * self._stretch(weights) * change.square().sum()
         for _ in range(_MOST_ITERATIONS):
-            if float(size) <= _SOLVED**2 * start:
+            if float(size) <= float(solved):
                 break
             step = self._matrix(dict(zip(weights, direction, strict=True))) - self._frozen
             length = size / step.square().sum()
@@ -184,6 +185,12 @@ class OpenLayer:
                 own[name].add_(s.to(own[name]))
         return residual
 
+    def _stretch(self, weights: Weights) -> Tensor:
+        """|M p|^2 / |p|^2 of some p: the scale of M, squared."""
+        generator = torch.Generator().manual_seed(0)
+        p = {name: torch.randn(w.shape, generator=generator, dtype=w.dtype) for name, w in weights.items()}
+        return (self._matrix(p) - self._frozen).square().sum() / _square([*p.values()])
+
 
 def _square(tensors: list[Tensor]) -> Tensor:
     return torch.stack([t.square().sum() for t in tensors]).sum()
@@ -192,6 +199,6 @@ def _square(tensors: list[Tensor]) -> Tensor:
 def _cannot(layer: Layer, why: str) -> ValueError:
     return ValueError(
         f"layer {layer.name!r} ({type(layer.module).__name__}) {why}: expected a layer that is linear in its input and "
-        "in weights of its own, to be opened as a matrix; choose other layers, or projection='drop', which leaves the "
-        "layers' weights alone"
+        "in weights of its own, to be opened as a matrix; choose other layers (of ConstraintRelaxation also "
+        "projection='drop', which leaves their weights alone)"
     )

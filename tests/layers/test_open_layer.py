@@ -81,6 +81,17 @@ def test_what_does_not_commute_is_left_over(name: str) -> None:
     torch.testing.assert_close(opened.matrix(), before, atol=1e-6, rtol=0)
 
 
+def test_rounding_is_not_taken_for_a_change() -> None:
+    """What the weights cannot express at all leaves nothing but rounding to solve for, which must not grow."""
+    layer, maps = chosen("tensor product")
+    for seed in range(5):
+        W = torch.randn(11, 8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        rest = torch.nn.functional.pad(W - maps.project(W), (0, 1))
+        before = layer.module.weight.detach().clone()
+        assert torch.equal(OpenLayer(layer).take(rest), rest)
+        assert torch.equal(layer.module.weight, before)
+
+
 @pytest.mark.parametrize("name", MODULES)
 def test_the_branch_is_opened_as_it_acts(name: str) -> None:
     """n(x) of the layer's own family is the branch's matrix on the rows."""

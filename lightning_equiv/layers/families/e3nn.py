@@ -58,7 +58,8 @@ class E3nn(LayerFamily):
         if scalar is None:
             raise ValueError(
                 f"layer {layer.name!r} ({type(layer.module).__name__}): its second input, {irreps}, has no scalar, so "
-                "that it is no linear map of the first alone: choose a layer that has one, or projection='drop'"
+                "that it is no linear map of the first alone: choose a layer that has one (of "
+                "ConstraintRelaxation also projection='drop')"
             )
         other[:, scalar] = 1
         return (*args, other)
