@@ -58,6 +58,8 @@ from lightning_equiv.strategies.recm.callback import RECM
 from lightning_equiv.strategies.remul.callback import REMUL
 from lightning_equiv.strategies.rpp.callback import RPP
 from lightning_equiv.strategies.symmetry_cloning.callback import SymmetryCloning
+from lightning_equiv.symmetrize.soften import soften
+from lightning_equiv.symmetrize.softness_curve import SoftnessCurve, softness_curve
 from lightning_equiv.symmetry.symmetry import Symmetry
 
 __version__ = "0.1.0"
@@ -124,6 +126,7 @@ __all__ = [
     "RelaxedLayer",
     "Representation",
     "Shifted",
+    "SoftnessCurve",
     "Spectrum",
     "Symmetry",
     "SymmetryCallback",
@@ -150,6 +153,8 @@ __all__ = [
     "lie_derivative_error",
     "noise_floor",
     "oriented_errors",
+    "soften",
+    "softness_curve",
     "translations",
     "turns",
     "worst_case",

@@ -28,6 +28,7 @@ COMMANDS = {
     "without_a_trainer.py": ["--out", "{out}"],
     "nbody_recm.py": ["--out", "{out}"],
     "shapes_constraint_relaxation.py": ["--out", "{out}"],
+    "soften_digits.py": ["--out", "{out}"],
     "benchmark_relaxation.py": ["--csv", "{out}/relaxation.csv"],
     "benchmark_instruments.py": ["--csv", "{out}/instruments.csv"],
     "benchmark_cloning.py": ["--csv", "{out}/cloning.csv"],
