@@ -114,6 +114,12 @@ def curve_of(net: nn.Module, channels: str, data: DigitsDataModule) -> SoftnessC
     )
 
 
+def with_layers(curve: SoftnessCurve) -> list[dict[str, float]]:
+    """The rows of a curve, with the mean of its layers' own equivariance errors."""
+    means = map(statistics.fmean, zip(*curve.layer_errors.values(), strict=True))
+    return [{**row, "layers' own error": mean} for row, mean in zip(curve.rows, means, strict=True)]
+
+
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
     """Errors of both trainings against softness, a column for each."""
     figure = Figure(figsize=(9.6, 5.2), layout="constrained")
@@ -149,7 +155,7 @@ if __name__ == "__main__":
                 found.setdefault((training, channels), []).append(curve_of(net, channels, data))
     rows = []
     for (training, channels), curves in found.items():
-        for same in zip(*(curve.rows for curve in curves), strict=True):
+        for same in zip(*map(with_layers, curves), strict=True):
             means = {name: round(statistics.fmean(row[name] for row in same), 5) for name in same[0]}
             rows.append({"training": training, "channels": channels, **means})
         print(f"\n{training}, {channels}, the last of {len(curves)} networks\n\n{curves[-1].markdown()}")
