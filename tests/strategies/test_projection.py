@@ -15,7 +15,7 @@ from lightning_equiv import ConstraintRelaxation, EquivarianceError, Symmetry
 from lightning_equiv.strategies.constraint_relaxation.projection import Projection
 from tests.helpers import global_seed, normal
 from tests.strategies.relaxed_by_hand import make_nearest
-from tests.strategies.toys import Plain, loader, snapshot, trainer, weights
+from tests.strategies.toys import EachStep, Plain, loader, snapshot, trainer, weights
 
 N = 5
 SETS = {"net.0": ("Permuted(-1)", "Permuted(-1)"), "net.2": ("Permuted(-1)", "Invariant()")}
@@ -219,9 +219,10 @@ def test_layers_of_libraries_take_what_commutes(kind: str) -> None:
 
 def test_a_training_that_ends_early_drops_them_and_says_so() -> None:
     module = sets()
-    strategy = ConstraintRelaxation("S5", SETS, projection="relabel", horizon=1000)
+    strategy = ConstraintRelaxation("S5", SETS, projection="relabel")
+    stops = EachStep(lambda run: setattr(run, "should_stop", True))
     with pytest.warns(UserWarning, match=r"ended before 50% of the run.*they are dropped"):
-        trainer(strategy).fit(module, set_data())
+        trainer(strategy, stops, max_epochs=3).fit(module, set_data())
     assert strategy.projection_report == []
     assert error(module, "S5") < 1e-6
 

@@ -234,11 +234,12 @@ class ConstraintRelaxation(BranchCallback):
         """Drop branches that a training which ended early left relaxed."""
         super().on_train_end(trainer, pl_module)
         if self._projection is not None and not self._projection.done:
-            rank_zero_warn(
-                f"{type(self).__name__}: training ended before {self.end:.0%} of the run, where the branches would "
-                "have been folded into the layers: they are dropped"
-            )
             self.relax(0.0)
+            if self.horizon is None:  # or it is to be resumed
+                rank_zero_warn(
+                    f"{type(self).__name__}: training ended before {self.end:.0%} of the run, where the branches would "
+                    "have been folded into the layers: they are dropped"
+                )
 
     def own_state(self) -> dict[str, Any]:
         """The branches, and whether they were folded."""

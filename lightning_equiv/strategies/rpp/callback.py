@@ -17,6 +17,7 @@ from lightning_equiv.layers.choose import Layers
 from lightning_equiv.layers.hidden_parameters import HiddenParameters, own_parameters
 from lightning_equiv.layers.layer import Layer, LayerFamily, check_sizes
 from lightning_equiv.strategies.branch_callback import Branches, Evaluate
+from lightning_equiv.strategies.instruments import Instruments
 from lightning_equiv.strategies.invariants import check_that_something_moves
 from lightning_equiv.strategies.keeping_callback import KeepingCallback, Report
 from lightning_equiv.strategies.rpp.shares import Shares, format_report, ranked
@@ -64,6 +65,8 @@ class RPP(KeepingCallback):
         evaluate: "projected", "relaxed" (with the branches above the threshold) or "both"; None validates what is
             deployed, relaxed for "keep" and projected for "drop".
         seed: of the branches' first weights.
+        instruments: what is measured besides while training, to see why it helps or not: `Instruments`, or what they
+            measure, such as "loss dead curvature"; None measures nothing.
         name: prefix of what is logged.
 
     Raises:
@@ -99,6 +102,7 @@ class RPP(KeepingCallback):
         finalize: Literal["keep", "drop"] = "keep",
         evaluate: Evaluate | None = None,
         seed: int = 0,
+        instruments: Instruments | str | None = None,
         name: str = "rpp",
     ) -> None:
         if finalize not in ("keep", "drop"):
@@ -117,6 +121,7 @@ class RPP(KeepingCallback):
             horizon=None,
             name=name,
             seed=seed,
+            instruments=instruments,
         )
         check_number("free_weight", free_weight, least=0)
         check_number("equivariant_weight", equivariant_weight, least=0)
