@@ -39,6 +39,9 @@ COMMANDS = {
     "benchmarks/large_graph.py": ["--output", "{out}"],
     "benchmarks/results.py": ["--out", "{out}"],
     "benchmarks/gpu.py": ["--device", "cpu", "--csv", "{out}/gpu.csv"],
+    "benchmarks/relaxation/sets.py": ["--out", "{out}"],
+    "benchmarks/relaxation/eigenvalue.py": ["--out", "{out}"],
+    "benchmarks/relaxation/hidden.py": ["--out", "{out}"],
 }
 RUNS = {  # cases x ways (of molecules also two trials) of each configuration, and ways that need what the tests do not
     "aspirin": (5 * 3, ()),
@@ -54,7 +57,8 @@ RUNS = {  # cases x ways (of molecules also two trials) of each configuration, a
 
 def test_every_example_has_a_row() -> None:
     examples = ROOT / "examples"
-    scripts = [*examples.glob("*.py"), *examples.glob("benchmarks/*.py")]
+    parts = [path for path in examples.glob("benchmarks/*/*.py") if "__main__" in path.read_text()]
+    scripts = [*examples.glob("*.py"), *examples.glob("benchmarks/*.py"), *parts]
     with_escnn = "benchmarks/agree_with_escnn.py"  # see below
     assert {path.relative_to(examples).as_posix() for path in scripts} == {*COMMANDS, with_escnn}
     assert {path.stem for path in examples.glob("benchmarks/*.yaml")} == {*RUNS}

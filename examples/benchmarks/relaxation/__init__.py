@@ -1,0 +1,1 @@
+"""When does relaxing an equivariant network help? Three small problems."""
