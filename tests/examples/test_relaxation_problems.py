@@ -187,6 +187,23 @@ def test_the_search_finds_the_orbits_of_a_disguised_network(group):
         assert torch.allclose((strict[1][:, None] @ torch.relu(strict[0] @ x))[0, 0] + strict[2], same, atol=1e-4)
 
 
+def test_a_turned_sign_and_what_is_linear_are_no_orbits():
+    group, w, b = cyclic(4), np.array([1.0, -0.3, 0.4, -1.2]), 0.2
+    W, a = np.array([np.append(g @ w, b) for g in group.matrices]), np.ones(4)
+    z, far = W[0].copy(), 6 * np.linalg.norm(w)
+    up = np.array([0, 0, 0, 0, far])
+    W[0] = -z  # relu(z) = relu(-z) + z, where z is a neuron that is always on, less what it is moved by
+    W, a, c = np.vstack([W, z + up, z - up]), np.append(a, [1.0, 1.0]), -far
+    layers, p, (found,) = hidden.found_parameters(
+        group, *(torch.tensor(v, dtype=torch.float32)[None] for v in (W, a)), torch.tensor([c]).float(), 8
+    )
+    assert [o.kind for o in found.orbits] == ["regular"]
+    x = torch.cat([torch.randn(1, 4, 50), torch.ones(1, 1, 50)], 1)
+    V, out, constant = layers.build(p)
+    teacher = sum(torch.relu(torch.tensor(np.append(g @ w, b)).float() @ x[0]) for g in group.matrices)
+    assert torch.allclose((out[:, None] @ torch.relu(V @ x))[0, 0] + constant, teacher, atol=1e-4)
+
+
 def test_statistics():
     interval = binomtest(7, 20).proportion_ci(method="wilson")
     assert wilson_interval(7, 20) == pytest.approx((interval.low, interval.high), abs=1e-6)

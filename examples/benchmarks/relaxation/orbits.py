@@ -8,7 +8,8 @@ with a regular orbit for each neuron: the right function, |G| times too wide. Or
 merged; after that orbits are merged, made smaller or left out, always what costs least for each neuron saved, until
 they fit the width, and on for as long as it costs nearly nothing: what is left is the representation. Two relu layers
 are the same function where their neurons agree up to order, size (relu(c z) = c relu(z)) and sign (relu(z) = relu(-z) +
-z, whose z averages to an invariant linear map); so neurons are compared up to these and up to G.
+z, whose z averages to an invariant linear map); so neurons are compared up to these and up to G. On normal inputs, a
+neuron with |b| > 3.5 |w| is always off, or linear.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from itertools import permutations
 
 import numpy as np
 
+HINGE = 3.5  # |b| / |w| of neurons that are taken for linear ones, or for none
 FREE = 0.003  # a change that costs less than this part of the whole is made although the width does not ask for it
 
 
@@ -102,6 +104,9 @@ def search(group: Group, W: np.ndarray, a: np.ndarray, width: int) -> Found:
         Orbit("regular", w / s, x * s / group.order) for w, s, x in zip(W, size, a, strict=True) if abs(x) * s > 0
     ]
     linear, whole, spent = np.zeros(n + 1), sum(abs(o.a) for o in orbits), 0.0
+    for o in [o for o in orbits if abs(o.d[-1]) > HINGE * np.linalg.norm(o.d[:-1])]:
+        orbits = [other for other in orbits if other is not o]
+        linear = linear + (group.order * o.a * (mean @ o.d) if o.d[-1] > 0 else 0.0)
 
     def merged(o: Orbit, other: Orbit) -> tuple[float, int, Orbit, np.ndarray]:
         """Cost, neurons saved, the orbit in place of both, and what is linear."""

@@ -48,8 +48,9 @@ def write_csv(path: Path, rows: list[Row]) -> None:
 
 
 def write_md(path: Path, *parts: str) -> None:
-    made_by = json.loads(path.read_text().splitlines()[0])["command"]
-    path.with_suffix(".md").write_text("\n\n".join([f"`{made_by}`", *parts]) + "\n")
+    made_by = json.loads(path.read_text().splitlines()[0])
+    since = f", made at commit {made_by['commit']} by the script of that time" if "commit" in made_by else ""
+    path.with_suffix(".md").write_text("\n\n".join([f"`{made_by['command']}`{since}", *parts]) + "\n")
 
 
 def markdown(header: list[str], rows: list[list[str]]) -> str:
@@ -161,6 +162,10 @@ def picture(path: Path, panels: list[tuple[str, list[Row]]]) -> None:
     plt.close(figure)
 
 
+def error_text(value: float) -> str:
+    return f"{value:.3f}" if value < 100 else "diverged"
+
+
 def eigenvalue(path: Path) -> None:
     rows, curves = [], []
     for width in dict.fromkeys(line["width"] for line in read(path)):
@@ -191,7 +196,7 @@ def eigenvalue(path: Path) -> None:
         for r in rows
     ]  # fmt: skip
     sweep = [
-        [str(w), arm, *(f"{rate:.3g}: {value:.3f}" for rate, value in zip(x, y, strict=True))]
+        [str(w), arm, *(f"{rate:.3g}: {error_text(value)}" for rate, value in zip(x, y, strict=True))]
         for w, arm, x, y in curves
     ]
     count = len(curves[0][2])
