@@ -40,6 +40,7 @@ COMMANDS = {
     "benchmarks/results.py": ["--out", "{out}"],
     "benchmarks/gpu.py": ["--device", "cpu", "--csv", "{out}/gpu.csv"],
     "benchmarks/relaxation/sets.py": ["--out", "{out}"],
+    "benchmarks/relaxation/sets_callback.py": ["--out", "{out}"],
     "benchmarks/relaxation/eigenvalue.py": ["--out", "{out}"],
     "benchmarks/relaxation/hidden.py": ["--out", "{out}"],
 }
