@@ -44,7 +44,7 @@ COMMANDS = {
     "benchmarks/relaxation/eigenvalue.py": ["--out", "{out}"],
     "benchmarks/relaxation/hidden.py": ["--out", "{out}"],
 }
-RUNS = {  # cases x ways (of molecules also two trials) of each configuration, and ways that need what the tests do not
+RUNS = {  # cases x ways (of molecules also two trials, of relaxation one) of each configuration, and ways that need what the tests do not
     "aspirin": (5 * 3, ()),
     "charges_field": (4 * 9, ()),
     "charges_sizes": (2 * 7, ()),
@@ -52,6 +52,9 @@ RUNS = {  # cases x ways (of molecules also two trials) of each configuration, a
     "digits_turns": (2 * 6, ()),
     "ethanol": (7 * 3, ()),
     "gravity": (8, ("SE(3)-Transformer",)),
+    "relaxation_charges": (10 * 2, ()),
+    "relaxation_deep": (10 * 2, ()),
+    "relaxation_solids": (10 * 2, ()),
     "solids": (2 * 7, ()),
 }
 

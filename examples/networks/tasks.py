@@ -8,6 +8,10 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
+from lightning_equiv import BlockNormalizedAdam
+
+from .unconstrained import unconstrained
+
 
 class Task(L.LightningModule):
     """A network with Adam, whose rate falls along half a cosine to a hundredth, and figures of each test set by name.
@@ -15,11 +19,35 @@ class Task(L.LightningModule):
     Args:
         net: the network.
         lr: the first learning rate.
+        block_normalized: with `BlockNormalizedAdam`.
+        free: a glob on names of layers that have a dense matrix beside them for good, as in `unconstrained`.
+        restart: in the middle of the run begin anew from other first weights: two trainings of half the length, of
+            which a choice by validation takes the better one.
     """
 
-    def __init__(self, net: nn.Module, lr: float = 1e-3) -> None:
+    def __init__(
+        self,
+        net: nn.Module,
+        lr: float = 1e-3,
+        block_normalized: bool = False,
+        free: str | None = None,
+        restart: bool = False,
+    ) -> None:
         super().__init__()
-        self.net, self.lr = net, lr
+        self.net, self.lr, self.block_normalized = net, lr, block_normalized
+        if free is not None:
+            unconstrained(self, free)
+        self.second = drawn_anew(net) if restart else None
+
+    def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Begin anew, where that is wanted."""
+        if self.second is not None and self.global_step == self.half():
+            self.net.load_state_dict(self.second)
+            self.optimizers().state.clear()
+
+    def half(self) -> int:
+        """Steps of the first of two trainings."""
+        return (int(self.trainer.estimated_stepping_batches) + 1) // 2
 
     def figures(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Of validation and test, by name."""
@@ -39,9 +67,17 @@ class Task(L.LightningModule):
 
     def configure_optimizers(self) -> dict[str, Any]:
         """Adam."""
-        optimizer = torch.optim.Adam(self.parameters(), lr=self.lr)
-        steps = int(self.trainer.estimated_stepping_batches)
-        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, eta_min=self.lr / 100)
+        optimizer = (
+            BlockNormalizedAdam(self, lr=self.lr)
+            if self.block_normalized
+            else torch.optim.Adam(self.parameters(), lr=self.lr)
+        )
+        steps, low = int(self.trainer.estimated_stepping_batches), self.lr / 100
+        scheduler = (
+            torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, eta_min=low)
+            if self.second is None
+            else torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(optimizer, self.half(), eta_min=low)
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
@@ -60,23 +96,39 @@ class Particles(Task):
 
 
 class Classifier(Task):
-    """Which class: accuracy in per cent, trained by cross entropy.
+    """Which class: trained by cross entropy; its accuracy, and the rest to 100, its error, in per cent.
 
     Args:
         net: the network.
         lr: the first learning rate.
         key: what it takes of a batch.
+        settings: of `Task`.
     """
 
-    def __init__(self, net: nn.Module, lr: float = 1e-3, key: str = "points") -> None:
-        super().__init__(net, lr)
+    def __init__(self, net: nn.Module, lr: float = 1e-3, key: str = "points", **settings: Any) -> None:
+        super().__init__(net, lr, **settings)
         self.key = key
 
     def figures(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The accuracy."""
-        right = self.net(batch[self.key]).argmax(-1) == batch["labels"]
-        return {"accuracy": 100 * right.float().mean()}
+        """Accuracy, error, cross entropy."""
+        logits = self.net(batch[self.key])
+        accuracy = 100 * (logits.argmax(-1) == batch["labels"]).float().mean()
+        entropy = nn.functional.cross_entropy(logits, batch["labels"])
+        return {"accuracy": accuracy, "error": 100 - accuracy, "cross_entropy": entropy}
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Cross entropy."""
         return nn.functional.cross_entropy(self.net(batch[self.key]), batch["labels"])
+
+
+def drawn_anew(network: nn.Module) -> dict[str, Tensor]:
+    """Other first weights: those there are, shuffled, with random signs, except for what is constant.
+
+    Weights drawn independently from a law that is even are then drawn from that law again.
+    """
+    state = {name: value.clone() for name, value in network.state_dict().items()}
+    for name, parameter in network.named_parameters():
+        value = parameter.detach().flatten()[torch.randperm(parameter.numel())].view_as(parameter)
+        signs = torch.randint(2, value.shape).to(value) * 2 - 1
+        state[name] = value * signs if value.min() < 0 else value
+    return state

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -97,13 +99,15 @@ class VectorNeuronClassifier(nn.Module):
 
     Without edges a point brings (x, S x, u): S the second moment of the cloud, u the mean of |x| x.
 
-    Its `VNLinear` maps are ``edge.linear``, ``local.linear``, ``context.linear``, ``frame`` and the directions,
-    ``edge.activation.direction`` and so on.
+    Its `VNLinear` maps are ``edge.linear``, ``local.linear``, ``deeper.0.linear`` and so on, ``context.linear``,
+    ``frame`` and the directions, ``edge.activation.direction`` and so on.
 
     Args:
         num_classes: Length of the logits.
         channels: Vectors of each point.
         num_neighbours: Nearest points of each point; 0 for none.
+        num_layers: Vector layers from ``local`` to ``context``.
+        head: Hidden scalars; twice the channels where not given.
 
     Reference:
         @inproceedings{deng2021vector,
@@ -115,18 +119,26 @@ class VectorNeuronClassifier(nn.Module):
         }
     """
 
-    def __init__(self, num_classes: int, channels: int = 32, *, num_neighbours: int = 8) -> None:
+    def __init__(
+        self,
+        num_classes: int,
+        channels: int = 32,
+        *,
+        num_neighbours: int = 8,
+        num_layers: int = 2,
+        head: int | None = None,
+    ) -> None:
         super().__init__()
+        head = 2 * channels if head is None else head
         self.num_neighbours = num_neighbours
         first = max(channels // 4, 4)  # few: there are num_neighbours times as many edges as points
         self.edge = VNBlock(2 if num_neighbours else 3, first, norm=False)
         self.local = VNBlock(first, channels)
+        self.deeper = nn.Sequential(*(VNBlock(channels, channels) for _ in range(num_layers - 2)))
         self.context = VNBlock(2 * channels, channels)
         self.frame = VNLinear(channels, 3)
-        self.point = nn.Sequential(nn.Linear(3 * channels, 2 * channels), nn.ReLU())
-        self.head = nn.Sequential(
-            nn.Linear(4 * channels, 2 * channels), nn.ReLU(), nn.Linear(2 * channels, num_classes)
-        )
+        self.point = nn.Sequential(nn.Linear(3 * channels, head), nn.ReLU())
+        self.head = nn.Sequential(nn.Linear(2 * head, head), nn.ReLU(), nn.Linear(head, num_classes))
 
     def forward(self, points: Tensor) -> Tensor:
         """(B, P, 3) to (B, num_classes)."""
@@ -135,7 +147,7 @@ class VectorNeuronClassifier(nn.Module):
             x = self.edge(edge_features(x, self.num_neighbours)).mean(-1)
         else:
             x = self.edge(moment_features(x))
-        x = self.local(x)
+        x = self.deeper(self.local(x))
         mean = x.mean(-1, keepdim=True).expand_as(x)
         x = self.context(torch.cat([x, mean], dim=1))
         # (B, C, 3, P), (B, 3, 3, P) -> (B, 3 C, P): the coordinates of every vector in the frame
@@ -159,3 +171,23 @@ def moment_features(x: Tensor) -> Tensor:
     moment = x @ x.mT / x.shape[-1]
     mean = (x * x.norm(dim=1, keepdim=True)).mean(-1, keepdim=True)
     return torch.stack([x, moment @ x, mean.expand_as(x)], dim=1)
+
+
+def one_sided(module: nn.Module, data: Any) -> dict[str, float]:
+    """Share of (channel, cloud) for which a `VNLeakyReLU` is linear: all points on one side of their directions.
+
+    For `compare(extra="examples.networks.vector_neurons.one_sided")`: of the first test batch, over all layers.
+    """
+    shares: list[float] = []
+
+    def look(activation: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        (x,) = inputs
+        ahead = (x * activation.direction(x)).sum(2).flatten(2) > 0  # (B, C, P)
+        shares.append((ahead.all(-1) | ~ahead.any(-1)).float().mean().item())
+
+    hooks = [m.register_forward_pre_hook(look) for m in module.modules() if isinstance(m, VNLeakyReLU)]
+    with torch.no_grad():
+        module.net(next(iter(data.test_dataloader()[0]))["points"])
+    for hook in hooks:
+        hook.remove()
+    return {"one_sided": sum(shares) / len(shares)}

@@ -10,7 +10,8 @@ from e3nn import o3
 from networks.c4_cnn import C4CNN, C4Conv, C4Lift
 from networks.e3nn_message_passing import E3nnMessagePassing, linear, steered
 from networks.egnn import EGNN
-from networks.vector_neurons import VectorNeuronClassifier, VNBatchNorm, VNLeakyReLU, VNLinear
+from networks.segnn import SEGNN, harmonics
+from networks.vector_neurons import VectorNeuronClassifier, VNBatchNorm, VNLeakyReLU, VNLinear, one_sided
 from torch import Tensor, nn
 
 from lightning_equiv import E3, Invariant, IrrepsTensor, Point, Symmetry, equivariance_error
@@ -22,10 +23,12 @@ PARTICLES = {
     "e3nn": lambda **k: E3nnMessagePassing("8x0e+8x1o", 2, **k),
     "e3nn, uneven": lambda **k: E3nnMessagePassing("4x0e+7x1o", 3, **k),
     "egnn": lambda **k: EGNN(16, 2, **k),
+    "segnn": lambda **k: SEGNN("3x0e+4x1o", 2, **k),
 }
 CLOUDS = {
     "edges": lambda: VectorNeuronClassifier(5, 8, num_neighbours=6),
     "moments": lambda: VectorNeuronClassifier(5, 8, num_neighbours=0),
+    "deeper": lambda: VectorNeuronClassifier(5, 4, num_neighbours=0, num_layers=5, head=7),
 }
 
 
@@ -156,6 +159,46 @@ class TestE3nn:
             E3nnMessagePassing(hidden)
 
 
+class TestSEGNN:
+    """The formulas of its docstring, edge by edge; size of the published network."""
+
+    def test_a_layer_is_a_sum_over_edges(self, generator: torch.Generator) -> None:
+        layer = SEGNN("3x0e+4x1o", 1).double().layers[0]
+        with torch.no_grad():
+            for gate in layer.gates:
+                gate.bias.normal_(generator=generator)
+        f, x, v = (torch.randn(4, size, generator=generator, dtype=torch.float64) for size in (15, 3, 3))
+        j = torch.tensor([[1, 2], [3, 0], [1, 3], [0, 1]])
+        edges = torch.randn(4, 2, 2, generator=generator, dtype=torch.float64)
+
+        def gated(g: nn.Module, h: Tensor) -> Tensor:
+            s = torch.nn.functional.silu(h[:3] + g.bias[:3])
+            vectors = [torch.sigmoid(h[3 + c] + g.bias[3 + c]) * h[7 + 3 * c : 10 + 3 * c] for c in range(4)]
+            return torch.cat([s, *vectors])
+
+        expected = []
+        for i in range(4):
+            m = torch.zeros(15, dtype=torch.float64)
+            for k in range(2):
+                y = harmonics(x[i] - x[j[i, k]])
+                first = layer.message_1(torch.cat([f[i], f[j[i, k]], edges[i, k]]), y)
+                m = m + gated(layer.gates[1], layer.message_2(gated(layer.gates[0], first), y))
+            y = harmonics(v[i])
+            expected.append(f[i] + layer.update_2(gated(layer.gates[2], layer.update_1(torch.cat([f[i], m]), y)), y))
+        along = harmonics(x[:, None] - x[j])
+        torch.testing.assert_close(layer(f, j, edges, along, harmonics(v)), torch.stack(expected))
+
+    def test_harmonics(self) -> None:
+        """1 and sqrt(3) x / |x|."""
+        x = torch.tensor([[0.0, 3.0, 4.0], [0.0, 0.0, 0.0]])
+        expected = torch.tensor([[1.0, 0.0, 0.6 * 3**0.5, 0.8 * 3**0.5], [1.0, 0.0, 0.0, 0.0]])
+        torch.testing.assert_close(harmonics(x), expected)
+
+    def test_other_irreps_are_refused(self) -> None:
+        with pytest.raises(ValueError, match="hidden must be made of 0e and 1o"):
+            SEGNN("8x0e+8x1e")
+
+
 class TestVectorNeurons:
     """Layers and classifier."""
 
@@ -180,6 +223,23 @@ class TestVectorNeurons:
         before, after = (x * d).sum(2), (layer(x) * d).sum(2)
         torch.testing.assert_close(after, before.clamp(min=0), rtol=0, atol=1e-5)  # the 1e-6 under the division
         assert isinstance(layer.direction, VNLinear)
+
+    def test_one_sided(self, generator: torch.Generator) -> None:
+        """Where the direction is the input itself, or against it, all points are on one side; otherwise on both."""
+        layer = VNLeakyReLU(4).double()
+        module = torch.nn.Module()
+        module.net = layer
+        points = torch.randn(3, 4, 3, 50, generator=generator, dtype=torch.float64)
+
+        class Data:
+            def test_dataloader(self) -> list[list[dict[str, Tensor]]]:
+                return [[{"points": points}]]
+
+        turned = torch.eye(4).roll(1, 0)  # another channel as direction
+        for weight, expected in ((torch.eye(4), 1.0), (-torch.eye(4), 1.0), (turned, 0.0)):
+            with torch.no_grad():
+                layer.direction.weight.copy_(weight)
+            assert one_sided(module, Data()) == {"one_sided": expected}
 
     def test_batch_norm(self, generator: torch.Generator) -> None:
         layer = VNBatchNorm(4).double()

@@ -11,6 +11,7 @@ import torch
 from networks.c4_cnn import C4CNN, C4Conv
 from networks.e3nn_message_passing import E3nnMessagePassing
 from networks.egnn import EGNN
+from networks.segnn import SEGNN
 from networks.vector_neurons import VectorNeuronClassifier, VNLinear
 from torch import Tensor, nn
 
@@ -36,6 +37,12 @@ CASES: dict[str, Any] = {
         lambda: E3nnMessagePassing("4x0e+4x1o", 2),
         PARTICLES,
         "net.layers.*.update",
+        (clouds(6, 5), clouds(6, 5, 3), clouds(6, 5, 3)),
+    ),
+    "segnn": (
+        lambda: SEGNN("3x0e+3x1o", 1),
+        PARTICLES,
+        "net.layers.*.update_*",
         (clouds(6, 5), clouds(6, 5, 3), clouds(6, 5, 3)),
     ),
     "egnn": (
