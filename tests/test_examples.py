@@ -44,7 +44,9 @@ COMMANDS = {
     "benchmarks/relaxation/eigenvalue.py": ["--out", "{out}"],
     "benchmarks/relaxation/hidden.py": ["--out", "{out}"],
 }
-RUNS = {  # cases x ways (of molecules also two trials, of relaxation one) of each configuration, and ways that need what the tests do not
+# cases x ways (of molecules also two trials, of relaxation one) of each configuration, and ways that need what the
+# tests do not
+RUNS = {
     "aspirin": (5 * 3, ()),
     "charges_field": (4 * 9, ()),
     "charges_sizes": (2 * 7, ()),
