@@ -65,7 +65,7 @@ EXPERIMENTS = [
     Experiment("solids"),
     Experiment("relaxation_charges", words=RELAXATION),
     Experiment("relaxation_deep", words=RELAXATION),
-    *(Experiment("relaxation_solids", preset, RELAXATION) for preset in (None, "two", "four", "many", "deep")),
+    *(Experiment("relaxation_solids", preset, RELAXATION) for preset in (None, "fresh", "two", "four", "many", "deep")),
     Experiment("digits_shifts"),
     Experiment("digits_turns"),
     Experiment("ethanol", words="The training of the teacher is not in the cost of cloning."),
