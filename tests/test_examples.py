@@ -54,9 +54,9 @@ RUNS = {
     "digits_turns": (2 * 6, ()),
     "ethanol": (7 * 3, ()),
     "gravity": (8, ("SE(3)-Transformer",)),
-    "relaxation_charges": (10 * 2, ()),
-    "relaxation_deep": (10 * 2, ()),
-    "relaxation_solids": (10 * 2, ()),
+    "relaxation_charges": (13 * 2, ()),
+    "relaxation_deep": (13 * 2, ()),
+    "relaxation_solids": (13 * 2, ()),
     "solids": (2 * 7, ()),
 }
 
