@@ -52,6 +52,7 @@ def compare(
     seconds: float | None = None,
     equal: Literal["steps", "compute"] = "steps",
     sweep: Mapping[str, Sequence[Any]] | None = None,
+    sweep_seeds: int = 1,
     trainer: Mapping[str, Any] | None = None,
     watch: Sequence[str] = (),
     extra: Extra | str | None = None,
@@ -96,8 +97,9 @@ def compare(
         equal: "steps", or "compute": every way has the seconds of the reference, by step costs that are measured side
             by side before.
         sweep: setting -> values that are tried for each way that has no sweep of its own; the best on validation is
-            taken, on the first seed. All ways have the same number of trials. A name with a dot is a callback's
-            argument, "REMUL.weight", others are keyword arguments of the model, "lr".
+            taken. All ways have the same number of trials. A name with a dot is a callback's argument, "REMUL.weight",
+            others are keyword arguments of the model, "lr".
+        sweep_seeds: the first so many seeds try the values; what is best on their average is taken for all.
         trainer: further arguments of the Trainer, such as `gradient_clip_val` or `val_check_interval`.
         watch: further logged names whose curves are kept.
         extra: (module, data) -> further figures of the tested module, by name; or the dotted path of this function.
@@ -129,6 +131,7 @@ def compare(
         >>> compare(MyModule, MyData, symmetry=symmetry, network="net", steps=2000).print()  # doctest: +SKIP
     """
     check_number("jobs", jobs, least=1, whole=True)
+    check_number("sweep_seeds", sweep_seeds, least=1, whole=True)
     given = {
         "symmetry": None if symmetry is None else as_symmetry(symmetry),
         "network": network,
@@ -168,10 +171,10 @@ def compare(
     with ExitStack() as pool:
         if executor is None and jobs > 1:
             executor = pool.enter_context(processes(jobs))
-        bar = pool.enter_context(_bar(plan, found, numbers, progress))
+        bar = pool.enter_context(_bar(plan, found, numbers, sweep_seeds, progress))
         costs = _costs(plan, found, numbers[0], executor, bar)
         steps_of = _steps(plan, found, reference, costs)
-        settled = _tuned(plan, found, numbers[0], steps_of, executor, bar)
+        settled = _tuned(plan, found, numbers[:sweep_seeds], steps_of, executor, bar)
         check_settled(plan, settled)
         runs = [
             (RunKey(case, name, seed), settled[case, name], steps_of[case, name])
@@ -237,7 +240,7 @@ def _steps(
 def _tuned(
     plan: Plan,
     ways: Mapping[str, Way],
-    seed: int,
+    seeds: Sequence[int],
     steps: Mapping[tuple[str, str], int],
     executor: Executor | None,
     bar: Any,
@@ -249,15 +252,17 @@ def _tuned(
         for name, way in ways.items()
         if way.sweep
         for number, settings in enumerate(way.trials())
+        for seed in seeds
     ]
     _do(plan, trials, executor, bar)
     records = {key_of(r): r for r in read(plan.results)}
-    settled = {}
+    settled, sign = {}, 1 if plan.mode == "min" else -1
     for case in plan.cases:
         for name, way in ways.items():
-            tried = [records[RunKey(case, name, seed, i)] for i in range(len(way.trials()))] if way.sweep else []
-            sign = 1 if plan.mode == "min" else -1
-            values = [sign * _or_worst(r["metrics"].get(plan.monitor), sign) for r in tried]
+            values = []
+            for number in range(len(way.trials())) if way.sweep else ():
+                tried = [records[RunKey(case, name, seed, number)] for seed in seeds]
+                values.append(sum(sign * _or_worst(r["metrics"].get(plan.monitor), sign) for r in tried))
             chosen = way.trials()[values.index(min(values))] if values else {}
             settled[case, name] = way.with_settings(chosen)
     return settled
@@ -308,8 +313,8 @@ def _trained(plan: Plan, jobs: Sequence[Job], executor: Executor | None) -> Iter
             future.cancel()
 
 
-def _bar(plan: Plan, ways: Mapping[str, Way], seeds: Sequence[int], progress: bool) -> Any:
-    trials = sum(len(way.trials()) for way in ways.values() if way.sweep)
+def _bar(plan: Plan, ways: Mapping[str, Way], seeds: Sequence[int], sweep_seeds: int, progress: bool) -> Any:
+    trials = len(seeds[:sweep_seeds]) * sum(len(way.trials()) for way in ways.values() if way.sweep)
     total = len(plan.cases) * (len(ways) * len(seeds) + trials)
     return tqdm(total=total, desc="compare", unit="run", disable=not progress, dynamic_ncols=True)
 

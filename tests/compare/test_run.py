@@ -246,6 +246,21 @@ def test_the_best_setting_on_validation_is_taken(tmp_path, monitor, mode):
     assert chosen["curve"]["val_loss" if mode == "min" else monitor][0][2] == runs[0]["curve"][monitor][0][2]
 
 
+def test_a_setting_is_taken_by_its_average_over_seeds(tmp_path):
+    """One that is a little better on the first seed, and much worse on the second, is not taken."""
+    results = tmp_path / "r.jsonl"
+    sweep = {"lr": [0.01, 0.03]}
+    run(results, sweep=sweep, seeds=2, sweep_seeds=2)
+    trials = [r for r in map(json.loads, results.read_text().splitlines()) if r["kind"] == "trial"]
+    assert [(r["trial"], r["seed"]) for r in trials] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    for values, chosen in (((1.0, 5.0, 2.0, 1.0), 0.03), ((2.0, 1.0, 1.0, 5.0), 0.01)):
+        for record, value in zip(trials, values, strict=True):
+            record["metrics"]["val_loss"] = value
+        results.write_text("".join(json.dumps(r) + "\n" for r in trials))
+        runs = [r for r in run(results, sweep=sweep, seeds=2, sweep_seeds=2) if r["kind"] == "run"]
+        assert [r["settings"] for r in runs] == [{"lr": chosen}] * 2
+
+
 def test_a_trial_that_fails_or_diverges_is_never_taken(tmp_path):
     records = run(tmp_path / "r.jsonl", sweep={"fault": ["raises", "nan", "worse", ""]}, monitor="val_score", steps=12)
     assert [r["status"] for r in records] == ["failed", "diverged", "ok", "ok", "ok"]
