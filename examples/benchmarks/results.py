@@ -54,7 +54,8 @@ class Experiment:
 STRICT = ("strict", "strict, block-normalised", "strict, restarted")  # the rivals of relaxing
 KEPT = ("unconstrained", "RECM", "ACE, resilient")  # what may end with branches
 RELAXATION = (
-    "The symmetry is exact. Each way has the best of three rates; a restart is two trainings of half the length; "
+    "The symmetry is exact. Each way has the best of three rates on three seeds; a restart is two trainings of half "
+    "the length; "
     f"{' and '.join([', '.join(KEPT[:-1]), KEPT[-1]])} may keep their branches."
 )
 EXPERIMENTS = [
