@@ -52,6 +52,7 @@ from lightning_equiv.representations.representation import Composed, Factor, Rep
 from lightning_equiv.strategies.ace.callback import ACE
 from lightning_equiv.strategies.base import SymmetryCallback
 from lightning_equiv.strategies.constraint_relaxation.callback import ConstraintRelaxation
+from lightning_equiv.strategies.equivariance_projection.callback import EquivarianceProjection
 from lightning_equiv.strategies.group_augmentation import GroupAugmentation
 from lightning_equiv.strategies.instruments import Instruments
 from lightning_equiv.strategies.recm.callback import RECM
@@ -93,6 +94,7 @@ __all__ = [
     "EdgeNumbers",
     "EquivarianceError",
     "EquivarianceMonitor",
+    "EquivarianceProjection",
     "EquivarianceReport",
     "EquivarianceSpectrum",
     "EquivariantLinear",

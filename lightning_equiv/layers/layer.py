@@ -17,6 +17,7 @@ from lightning_equiv.layers.branch_networks import LinearBranch, MLPBranch
 from lightning_equiv.representations.representation import Representation, RepresentationLike, as_representation
 
 Types: TypeAlias = str | type | Sequence[str | type]
+Matrix: TypeAlias = tuple[Tensor, Tensor | None]  # A (.., outputs, inputs) and b (.., outputs)
 
 
 class Block(NamedTuple):
@@ -185,7 +186,29 @@ class LayerFamily(ABC):
         """The tensor that a layer was called with, the first one."""
         return next((x for x in map(self.tensor, (*args, *kwargs.values())) if x is not None), None)
 
-    # ---- the layer as a matrix (`layers.open_layer`) ----------------------------------------------------------------
+    # ---- the layer as a matrix (`layers.open_layer`, `layers.equivariant_part`) --------------------------------------
+    def matrix(self, layer: Layer) -> Matrix | None:
+        """The layer as the matrix A and the constant b of its output A x + b, with gradients to its weights.
+
+        Every entry is one of the weights, or 0. Several matrices from the same features to the same are stacked in
+        front. Of a convolution the rows of A are the output's features at every place of the kernel.
+
+        Args:
+            layer: with the shapes of its features.
+
+        Returns:
+            None where only a call of the layer will tell.
+        """
+        module = layer.module
+        if not isinstance(module, nn.Linear) or type(module).forward is not nn.Linear.forward:
+            return None
+        assert layer.in_features is not None
+        times, b = math.prod(layer.in_features[:-1]), module.bias
+        if times == 1:
+            return module.weight, b
+        # the same for every component
+        return torch.kron(torch.eye(times).to(module.weight), module.weight), None if b is None else b.repeat(times)
+
     def opening_args(self, layer: Layer, rows: Tensor) -> tuple[Tensor, ...]:
         """What the layer is called with, the inverse of `rows`: flat features (n, inputs) as its tensors have them."""
         assert layer.in_features is not None

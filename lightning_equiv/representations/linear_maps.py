@@ -11,6 +11,7 @@ group it is the Laplacian of its Cayley graph.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -59,6 +60,9 @@ class LinearMaps:
     out_features: tuple[int, ...]
     group: Group
     _filters: dict[tuple[int, int], tuple[Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False)
+    _bases: dict[tuple[torch.device, torch.dtype], list[tuple[Tensor, Tensor]]] = field(
+        default_factory=dict, init=False, repr=False
+    )
 
     def __post_init__(self) -> None:
         if self.group.linear_part is None:
@@ -76,7 +80,11 @@ class LinearMaps:
         if self._listed is not None:
             n = len(self._listed)
             return self._moved_mean(W, torch.full((n,), 1 / n, dtype=torch.float64))
-        return self._filtered(W, lambda spectrum: (spectrum < _ZERO).to(spectrum))
+        flat = W.flatten(-2)
+        result = torch.zeros_like(flat)
+        for places, basis in self._commuting(W):
+            result[..., places] = flat[..., places] @ basis.mT @ basis
+        return result.unflatten(-1, W.shape[-2:])
 
     def soften(self, W: Tensor, t: float) -> Tensor:
         """exp(-t L) W of matrices W (..., out, in): the mean over random walks of length t from the identity.
@@ -128,6 +136,25 @@ class LinearMaps:
     @cached_property
     def _kinds(self) -> tuple[list[Copies], list[Copies]]:
         return self.inputs.copies(self.in_features), self.outputs.copies(self.out_features)
+
+    def _commuting(self, like: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Of every pair of kinds between whose copies something commutes with the group: places and basis.
+
+        Where the maps between their copies lie in a flattened matrix, (copies, copies, numbers of one map), and what
+        commutes, as orthonormal rows.
+        """
+        key = like.device, like.dtype
+        if key not in self._bases:
+            columns, found = math.prod(self.in_features), []
+            for i, of_input in enumerate(self._kinds[0]):
+                for o, of_output in enumerate(self._kinds[1]):
+                    eigenvalues, vectors = self._spectrum(o, i)
+                    basis = vectors[eigenvalues < _ZERO]
+                    if len(basis):
+                        places = of_output.places[:, None, :, None] * columns + of_input.places[:, None]
+                        found.append((places.flatten(2).to(like.device), basis.to(like)))
+            self._bases[key] = found
+        return self._bases[key]
 
     def _filtered(self, W: Tensor, response: Response) -> Tensor:
         """r(L) W for a function r of L's eigenvalues."""

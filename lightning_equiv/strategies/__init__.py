@@ -3,6 +3,7 @@
 from lightning_equiv.strategies.ace.callback import ACE
 from lightning_equiv.strategies.base import SymmetryCallback
 from lightning_equiv.strategies.constraint_relaxation.callback import ConstraintRelaxation
+from lightning_equiv.strategies.equivariance_projection.callback import EquivarianceProjection
 from lightning_equiv.strategies.group_augmentation import GroupAugmentation
 from lightning_equiv.strategies.recm.callback import RECM
 from lightning_equiv.strategies.remul.callback import REMUL
@@ -15,6 +16,7 @@ __all__ = [
     "REMUL",
     "RPP",
     "ConstraintRelaxation",
+    "EquivarianceProjection",
     "GroupAugmentation",
     "SymmetryCallback",
     "SymmetryCloning",

@@ -194,7 +194,7 @@ class KeepingCallback(BranchCallback):
 
 
 @rank_zero_only
-def write(path: Path, report: Report) -> None:
+def write(path: Path, report: Report | dict[str, Any]) -> None:
     """The report as JSON; a warning where the file cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

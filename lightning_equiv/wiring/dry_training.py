@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 
 from lightning_equiv.wiring.call_recorder import recording_paused
 from lightning_equiv.wiring.dry_validation import metrics_kept
@@ -15,6 +16,7 @@ from lightning_equiv.wiring.frozen_randomness import buffers_kept
 from lightning_equiv.wiring.override import override
 from lightning_equiv.wiring.random_state import random_state_kept
 from lightning_equiv.wiring.recomputation import extra_pass
+from lightning_equiv.wiring.training_step import loss_of, own_training_step
 
 
 @contextmanager
@@ -55,3 +57,12 @@ def dry_training(module: L.LightningModule, full_precision: bool = False) -> Ite
         undo.callback(override(module, "log", log))
         undo.callback(override(module, "log_dict", log))
         yield
+
+
+def dry_training_loss(module: L.LightningModule, batch: Any, batch_idx: int) -> float | None:
+    """The loss of the user's own training step for a batch, without strategies; None where it returns none."""
+    step = own_training_step(module)
+    args = (batch, batch_idx) if is_param_in_hook_signature(step, "batch_idx", min_args=2) else (batch,)
+    with dry_training(module), torch.enable_grad():  # a network may differentiate inside
+        loss = loss_of(step(*args))
+    return None if loss is None else float(loss.detach())

@@ -62,10 +62,16 @@ def wrap_training_step(module: L.LightningModule, hooks: StepHooks) -> Callable[
     return remove
 
 
-def _loss(output: Any) -> Tensor | None:
+def loss_of(output: Any) -> Tensor | None:
     """The loss in what a step returned; None where there is none, by which Lightning skips the batch."""
     loss = output.get("loss") if isinstance(output, Mapping) else output
     return loss if isinstance(loss, Tensor) else None
+
+
+def own_training_step(module: L.LightningModule) -> Callable[..., Any]:
+    """The user's `training_step`, without what strategies have put around it."""
+    step: Any = module.training_step
+    return step.__wrapped__ if hasattr(step, _ENTRIES) else step
 
 
 def _wrap(module: L.LightningModule) -> list[StepHooks]:
@@ -82,13 +88,13 @@ def _wrap(module: L.LightningModule) -> list[StepHooks]:
             return original(batch=batch, **kwargs) if named else original(batch, *args[1:], **kwargs)
 
         for hooks in entries:
-            hooks.look(lambda: _loss(step(copy.deepcopy(batch))))
+            hooks.look(lambda: loss_of(step(copy.deepcopy(batch))))
         for hooks in entries:
             hooks.ready(batch)
         output = step(batch)
         for hooks in entries:
             hooks.done()
-        loss = _loss(output)
+        loss = loss_of(output)
         if loss is None:
             for hooks in entries:
                 hooks.skipped()

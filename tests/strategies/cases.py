@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from lightning_equiv import REMUL, GroupAugmentation, SymmetryCallback, SymmetryCloning
 from tests.strategies.ace_by_hand import AceByHand, ResilientByHand, make_ace, make_resilient
 from tests.strategies.cloned_by_hand import AnnealedByHand, ClonedByHand, Stretch, make_cloning
+from tests.strategies.projection_by_hand import ProjectionByHand, ToleranceByHand, make_projection, make_tolerance
 from tests.strategies.recm_by_hand import RecmByHand, make_recm
 from tests.strategies.relaxed_by_hand import NearestByHand, RelaxedByHand, make_nearest, make_relaxation
 from tests.strategies.remul_by_hand import DualByHand, EveryByHand, NearByHand, PartByHand
@@ -171,6 +172,7 @@ CLONING_CASE = partial(
     prepare=lambda strategy, module: strategy.teach(module),
     sharded="it needs the network's whole weights",
 )
+PROJECTION_CASE = partial(Case, keeps_step=True, sharded="it needs the layers' whole weights")
 A_LABEL = Refusal(r"calls the network 2 times.*leave `target` out", "a label belongs to one call: leave `target` out")
 
 
@@ -295,6 +297,21 @@ CASES = {
             second=BRANCH_CASE("rpp, second", partial(make_rpp, name="second", seed=1, free_weight=0.2)),
             needs_end=False,
         ),
+        PROJECTION_CASE(
+            "equivariance projection",
+            make_projection,
+            ProjectionByHand,
+            second=PROJECTION_CASE(
+                "equivariance projection, second", partial(make_projection, name="second", weight=0.5)
+            ),
+        ),
+        PROJECTION_CASE(
+            "equivariance projection, to a tolerance",
+            make_tolerance,
+            ToleranceByHand,
+            has_state=True,
+            reads_task_loss=True,
+        ),
         CLONING_CASE(
             "symmetry cloning, break",
             make_cloning,
@@ -361,12 +378,24 @@ PAIRS = [
     Pair("GroupAugmentation", "ACE", "layers are those of the moved batch, in either order"),
     Pair("GroupAugmentation", "ConstraintRelaxation", "layers and penalties are of the moved batch, in either order"),
     Pair("GroupAugmentation", "RPP", "layers are those of the moved batch, in either order"),
+    Pair("GroupAugmentation", "EquivarianceProjection", "the penalty does not see the batch"),
     Pair("REMUL", "REMUL", "both losses are added, in either order"),
     Pair("REMUL", "SymmetryCloning", "the second loss and the pull are added, in either order"),
     Pair("REMUL", "RECM", "the second pass has the theta of the first, held constant, in either order"),
     Pair("REMUL", "ACE", "the second pass has the gamma of the first, held constant, in either order"),
     Pair("REMUL", "ConstraintRelaxation", "the second pass is relaxed, and not penalised, in either order"),
     Pair("REMUL", "RPP", "the second pass has the free pathways, and the priors are counted once, in either order"),
+    Pair("REMUL", "EquivarianceProjection", "the second loss and the penalty are added, in either order"),
+    Pair("EquivarianceProjection", "EquivarianceProjection", "both penalties are added, in either order"),
+    Pair("EquivarianceProjection", "SymmetryCloning", "the penalty and the pull are added, in either order"),
+    Pair("EquivarianceProjection", "ACE", "the penalty is of the layers without their branches, in either order"),
+    Pair("EquivarianceProjection", "RPP", "the penalty is of the layers without their branches, in either order"),
+    Pair("EquivarianceProjection", "RECM", "the penalty is of the layers without their branches, in either order"),
+    Pair(
+        "EquivarianceProjection",
+        "ConstraintRelaxation",
+        "the penalty is of the layers without their branches, in either order",
+    ),
     Pair(
         "SymmetryCloning",
         "SymmetryCloning",

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_equiv import REMUL, EquivarianceError, Symmetry
-from lightning_equiv.strategies.remul.balances import DualBalance
+from lightning_equiv.strategies.balances import DualBalance
 from tests.helpers import global_seed, normal
 from tests.strategies.toys import trainer
 

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from lightning_equiv.layers.layer import Block, Layer, LayerFamily, flat_sizes
+from lightning_equiv.layers.layer import Block, Layer, LayerFamily, Matrix, flat_sizes
 from lightning_equiv.representations.representation import Representation
+
+_FORWARD = nn.Conv1d.forward, nn.Conv2d.forward, nn.Conv3d.forward
 
 
 class ConvolutionBranch(nn.Module):
@@ -75,6 +77,18 @@ class Convolutions(LayerFamily):
         assert layer.out_features is not None
         features = rows.unflatten(1, layer.out_features)
         return features[0] if self._single(layer, output) else features
+
+    def matrix(self, layer: Layer) -> Matrix | None:
+        """The kernel, (out * places, in), of torch's own convolutions."""
+        module: Any = layer.module
+        if type(module).forward not in _FORWARD:
+            return None
+        if module.groups > 1:
+            raise ValueError(
+                f"layer {layer.name!r} ({type(module).__name__}): expected a convolution with groups=1, to be taken as "
+                f"a matrix from all its channels to all, got groups={module.groups}"
+            )
+        return module.weight.movedim(1, -1).flatten(0, -2), module.bias
 
     def opening_args(self, layer: Layer, rows: Tensor) -> tuple[Tensor, ...]:
         """One pixel that is not 0, in the middle of a grid that its kernel's reach fits on to every side."""

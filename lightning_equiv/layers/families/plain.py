@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from lightning_equiv.layers.layer import Block, Layer, LayerFamily, wrong_size
+from lightning_equiv.layers.layer import Block, Layer, LayerFamily, Matrix, wrong_size
 from lightning_equiv.representations.representation import Representation, RepresentationLike
 
 
@@ -39,3 +39,22 @@ class Plain(LayerFamily):
     def blocks(self, module: nn.Module, name: str, shape: torch.Size) -> list[Block]:
         """The rows of an embedding are vectors, each by itself."""
         return [] if isinstance(module, nn.Embedding | nn.EmbeddingBag) else super().blocks(module, name, shape)
+
+    def matrix(self, layer: Layer) -> Matrix | None:
+        """The four maps of torch's attention, to queries, keys, values and the output, are stacked.
+
+        A head sees embed_dim / num_heads numbers in a row: the representation has to be one of each head, one behind
+        the other.
+        """
+        module = layer.module
+        if not isinstance(module, nn.MultiheadAttention):
+            return super().matrix(layer)
+        if module.in_proj_weight is None or module.bias_k is not None:
+            raise ValueError(
+                f"layer {layer.name!r} (MultiheadAttention): expected queries, keys and values of one size, and no "
+                "constants among the keys, to be taken as matrices: leave kdim, vdim and add_bias_kv out"
+            )
+        A = torch.cat([module.in_proj_weight.unflatten(0, (3, -1)), module.out_proj.weight[None]])
+        if module.in_proj_bias is None:
+            return A, None
+        return A, torch.cat([module.in_proj_bias.unflatten(0, (3, -1)), module.out_proj.bias[None]])

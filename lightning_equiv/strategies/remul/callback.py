@@ -17,8 +17,9 @@ from lightning_equiv.groups.product import as_group
 from lightning_equiv.layers.hidden_parameters import own_parameters
 from lightning_equiv.metrics.comparison import Distance, as_distance, equivariance_losses, nearby
 from lightning_equiv.representations.action import wide
+from lightning_equiv.strategies.balances import Balance, ConstantBalance, DualBalance
 from lightning_equiv.strategies.base import SymmetryCallback
-from lightning_equiv.strategies.remul.balances import Balance, ConstantBalance, DualBalance, GradNormBalance
+from lightning_equiv.strategies.remul.gradnorm import GradNormBalance
 from lightning_equiv.strategies.remul.labels import Targets, find_labels, weights_of
 from lightning_equiv.strategies.remul.second_pass import Losses, SecondPass
 from lightning_equiv.symmetry.call import TOTAL

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+
+from lightning_equiv.strategies.balances import Balance
+from lightning_equiv.wiring.ranks import mean_over_ranks
 
 
 def gradnorm_weights(
@@ -49,3 +54,46 @@ def gradnorm_weights(
     weights = weights - lr * torch.sign(norms - goal) * gradient_norms
     weights = weights.clamp_min(smallest)
     return weights * (len(weights) / weights.sum())
+
+
+class GradNormBalance(Balance):
+    """Both tasks learn at one rate, see `gradnorm_weights`; alpha + beta = 2.
+
+    Args:
+        weight: beta / alpha to start from.
+        shared: the weights of the network at which GradNorm looks.
+        gamma: strength of the pull.
+        lr: step on the weights.
+    """
+
+    def __init__(self, weight: float, shared: Tensor, gamma: float, lr: float) -> None:
+        self.weights = torch.tensor([1.0, weight]) * 2 / (1 + weight)
+        self.shared, self.gamma, self.lr = shared, gamma, lr
+        self.first_losses: Tensor | None = None
+
+    def update(self, losses: Tensor) -> None:
+        """One step of GradNorm."""
+        gradients = [torch.autograd.grad(loss, self.shared, retain_graph=True, allow_unused=True)[0] for loss in losses]
+        if gradients[1] is None:
+            raise RuntimeError(
+                "balance='gradnorm' finds no gradient of the equivariance loss at the weights it looks at, of shape "
+                f"{tuple(self.shared.shape)}: expected weights that the network uses, write last_layer='...'; inside "
+                "torch.utils.checkpoint.checkpoint write use_reentrant=False"
+            )
+        flat = torch.stack([torch.zeros_like(self.shared) if g is None else g for g in gradients]).flatten(1).float()
+        values = mean_over_ranks(torch.cat([flat, losses.detach().float()[:, None]], dim=1))
+        gradient_norms, values = values[:, :-1].norm(dim=1), values[:, -1]
+        finite = torch.isfinite(values).all() & torch.isfinite(gradient_norms).all()
+        if self.first_losses is None:
+            if not bool(finite):
+                return
+            self.first_losses = values
+        first = self.first_losses.to(values.device)
+        weights = gradnorm_weights(self.weights, values, first, gradient_norms, gamma=self.gamma, lr=self.lr)
+        self.weights = torch.where(finite & torch.isfinite(weights).all(), weights, self.weights)
+
+    def state(self) -> dict[str, Any]:
+        return {"weights": self.weights, "first_losses": self.first_losses}
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.weights, self.first_losses = state["weights"], state["first_losses"]

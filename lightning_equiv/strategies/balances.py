@@ -1,4 +1,4 @@
-"""How REMUL weighs its two losses: constant weights, GradNorm, or dual ascent to a tolerance."""
+"""How a second loss is weighed against the task's: a constant weight, or dual ascent to a tolerance."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from lightning_equiv.groups.group import element_dtype
-from lightning_equiv.strategies.remul.gradnorm import gradnorm_weights
 from lightning_equiv.wiring.ranks import mean_over_ranks
 
 
@@ -57,49 +56,6 @@ class ConstantBalance(Balance):
         """Nothing changes."""
 
 
-class GradNormBalance(Balance):
-    """Both tasks learn at one rate, see `gradnorm_weights`; alpha + beta = 2.
-
-    Args:
-        weight: beta / alpha to start from.
-        shared: the weights of the network at which GradNorm looks.
-        gamma: strength of the pull.
-        lr: step on the weights.
-    """
-
-    def __init__(self, weight: float, shared: Tensor, gamma: float, lr: float) -> None:
-        self.weights = torch.tensor([1.0, weight]) * 2 / (1 + weight)
-        self.shared, self.gamma, self.lr = shared, gamma, lr
-        self.first_losses: Tensor | None = None
-
-    def update(self, losses: Tensor) -> None:
-        """One step of GradNorm."""
-        gradients = [torch.autograd.grad(loss, self.shared, retain_graph=True, allow_unused=True)[0] for loss in losses]
-        if gradients[1] is None:
-            raise RuntimeError(
-                "balance='gradnorm' finds no gradient of the equivariance loss at the weights it looks at, of shape "
-                f"{tuple(self.shared.shape)}: expected weights that the network uses, write last_layer='...'; inside "
-                "torch.utils.checkpoint.checkpoint write use_reentrant=False"
-            )
-        flat = torch.stack([torch.zeros_like(self.shared) if g is None else g for g in gradients]).flatten(1).float()
-        values = mean_over_ranks(torch.cat([flat, losses.detach().float()[:, None]], dim=1))
-        gradient_norms, values = values[:, :-1].norm(dim=1), values[:, -1]
-        finite = torch.isfinite(values).all() & torch.isfinite(gradient_norms).all()
-        if self.first_losses is None:
-            if not bool(finite):
-                return
-            self.first_losses = values
-        first = self.first_losses.to(values.device)
-        weights = gradnorm_weights(self.weights, values, first, gradient_norms, gamma=self.gamma, lr=self.lr)
-        self.weights = torch.where(finite & torch.isfinite(weights).all(), weights, self.weights)
-
-    def state(self) -> dict[str, Any]:
-        return {"weights": self.weights, "first_losses": self.first_losses}
-
-    def load(self, state: dict[str, Any]) -> None:
-        self.weights, self.first_losses = state["weights"], state["first_losses"]
-
-
 class DualBalance(Balance):
     r"""The task loss is minimised subject to a relative equivariance error of at most a tolerance.
 
@@ -115,14 +71,15 @@ class DualBalance(Balance):
     Args:
         tolerance: of e.
         most: largest beta, in units of the first task loss.
+        what: e is, in words.
     """
 
     rate, smoothing = 0.03, 0.05
     start, least = 1e-3, 1e-6  # beta in units of the first task loss
     first_steps = 10  # over which the first task loss is averaged
 
-    def __init__(self, tolerance: float, most: float) -> None:
-        self.tolerance, self.most = tolerance, most
+    def __init__(self, tolerance: float, most: float, what: str = "the relative equivariance error") -> None:
+        self.tolerance, self.most, self.what = tolerance, most, what
         self.weights = torch.tensor([1.0, 0.0])
         # e_s^2 / tolerance^2, first task loss, log( beta / first task loss ), steps, task loss smoothed
         self.values = torch.zeros(5)
@@ -172,12 +129,12 @@ class DualBalance(Balance):
             if task < _NOT_FALLEN or self.values[3] < _SHORT:
                 return ""
             return (
-                f"the relative equivariance error of {error:.3g} is within the tolerance of {self.tolerance:g}, and "
+                f"{self.what} of {error:.3g} is within the tolerance of {self.tolerance:g}, and "
                 f"the task loss is {task:.2g} of what it was in the first steps: the data may speak against the "
                 "symmetry (a field, labels in another frame, a forgotten input). Look at lightning_equiv.audit(...), "
                 "or raise the tolerance"
             )
-        words = f"the relative equivariance error is {error:.3g} at the end, above the tolerance of {self.tolerance:g}"
+        words = f"{self.what} is {error:.3g} at the end, above the tolerance of {self.tolerance:g}"
         if share >= 0.99 * self.most:
             return (
                 f"{words}, with the largest weight that max_weight={self.most:g} allows: the data speak "

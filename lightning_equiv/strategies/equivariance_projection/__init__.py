@@ -1,0 +1,1 @@
+"""EquivarianceProjection and its parts."""
