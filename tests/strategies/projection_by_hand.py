@@ -13,7 +13,8 @@ from lightning_equiv.wiring.ranks import mean_over_ranks
 from tests.strategies.toys import Plain
 
 HIDDEN = "4x0e+4x1o"
-PROJECTED = {"net.0": ("1o", HIDDEN), "net.2": (HIDDEN, "1o")}
+# of `make_net` ("net.0", "net.2"), and of the same network with names ("net.first", "net.last")
+PROJECTED = {"net.[0f]*": ("1o", HIDDEN), "net.[2l]*": (HIDDEN, "1o")}
 WEIGHT, TOLERANCE = 2.0, 0.9
 
 
