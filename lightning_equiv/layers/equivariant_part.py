@@ -48,11 +48,11 @@ class EquivariantPart:
         >>> from lightning_equiv.layers.choose import find_layers
         >>> net = nn.Sequential(nn.Linear(3, 3))
         >>> part = EquivariantPart(find_layers(net, {"0": ("1o", "1o")})[0], as_group("SO(3)"))
-        >>> 0 < float(part.square()) < 1
+        >>> 0 < part.square().item() < 1
         True
         >>> part.project() < 1e-6  # the weight is a multiple of the identity from now on, the bias 0
         True
-        >>> float(part.square()) < 1e-12
+        >>> part.square().item() < 1e-12
         True
     """
 
@@ -111,7 +111,7 @@ class EquivariantPart:
             p.data = torch.randn(p.shape, generator=generator, dtype=torch.float32).to(p)
         other.layer = Layer(**{**self.layer.__dict__, "module": module})
         with torch.no_grad():
-            square = float(other.square())
+            square = other.square().item()
             A, _ = other.matrix()
             part = other.maps.project(wide(A)).square().sum() / wide(A).square().sum()
         self.by_construction = square < _NOTHING
