@@ -57,6 +57,7 @@ RUNS = {
     "relaxation_charges": (13 * 2, ()),
     "relaxation_deep": (13 * 2, ()),
     "relaxation_solids": (13 * 2, ()),
+    "projection": (8, ()),
     "solids": (2 * 7, ()),
 }
 

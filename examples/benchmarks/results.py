@@ -61,6 +61,8 @@ RELAXATION = (
 EXPERIMENTS = [
     Experiment("gravity"),
     Experiment("gravity", "compute"),
+    Experiment("projection", words="A plain Transformer, without a sweep of rates."),
+    Experiment("projection", "compute"),
     Experiment("charges_sizes", words="1000 samples are `field 0` of the next table."),
     Experiment("charges_field"),
     Experiment("solids"),
