@@ -47,8 +47,8 @@ def write_csv(path: Path, rows: list[Row]) -> None:
         writer.writerows({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
 
 
-def write_md(path: Path, *parts: str) -> None:
-    made_by = json.loads(path.read_text().splitlines()[0])
+def write_md(path: Path, *parts: str, like: Path | None = None) -> None:
+    made_by = json.loads((like or path).read_text().splitlines()[0])
     since = f", made at commit {made_by['commit']} by the script of that time" if "commit" in made_by else ""
     path.with_suffix(".md").write_text("\n\n".join([f"`{made_by['command']}`{since}", *parts]) + "\n")
 
@@ -100,11 +100,32 @@ def sets(path: Path) -> None:
         "Each arm at the best of its rates, by the share solved on validation data (n = 8, k = 1, wrong start):",
         best_rates(lines),
     )
+    write_md(path.with_name(f"{path.stem}_excerpt.jsonl"), excerpt(lines), like=path)
     shown = [
         line for line in lines
         if line["rate"] == 0.01 and line["size"] == 1 and line["noise"] == "relative" and line["k"] in (1, 3)
     ]  # fmt: skip
     picture(path, [(title(line), arm_rows({}, line["arms"])) for line in shown])
+
+
+ARMS = ("strict", "restarts", "block-normalised", "free", "triangle 0", "drop", "nearest", "relabel", "across")
+_BEST = ("relabel", "across")
+
+
+def excerpt(lines: list[Row]) -> str:
+    """The shares alone of the cells with the sheet's rate, and what relabelling adds to strict, with its interval."""
+    shown = [
+        line for line in lines
+        if line["rate"] == 0.01 and line["size"] == 1 and line["noise"] == "relative"
+    ]  # fmt: skip
+    header = ["problem", *ARMS, "relabelling minus strict (95 %)"]
+    table = []
+    for line in shown:
+        rows = {row["arm"]: row for row in arm_rows({}, line["arms"])}
+        best = rows[_BEST[1] if _BEST[1] in rows and line["k"] > 1 else _BEST[0]]
+        cells = [f"{rows[arm]['solved']:.2f}" if arm in rows else "" for arm in ARMS]
+        table.append([title(line), *cells, signed(best)])
+    return markdown(header, table)
 
 
 def title(line: Row) -> str:
