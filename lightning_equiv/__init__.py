@@ -59,8 +59,13 @@ from lightning_equiv.strategies.recm.callback import RECM
 from lightning_equiv.strategies.remul.callback import REMUL
 from lightning_equiv.strategies.rpp.callback import RPP
 from lightning_equiv.strategies.symmetry_cloning.callback import SymmetryCloning
+from lightning_equiv.symmetrize.at_test import SymmetrizeAtTest
+from lightning_equiv.symmetrize.canonical import OptimisedCanonicaliser
+from lightning_equiv.symmetrize.frames import gram_schmidt
+from lightning_equiv.symmetrize.share import SymmetryShare, symmetry_share
 from lightning_equiv.symmetrize.soften import soften
 from lightning_equiv.symmetrize.softness_curve import SoftnessCurve, softness_curve
+from lightning_equiv.symmetrize.symmetrized import Symmetrized
 from lightning_equiv.symmetry.symmetry import Symmetry
 
 __version__ = "0.1.0"
@@ -116,6 +121,7 @@ __all__ = [
     "LieDerivativeError",
     "NodeIndex",
     "NoiseFloor",
+    "OptimisedCanonicaliser",
     "OrientedErrors",
     "Per",
     "Permutation",
@@ -130,11 +136,14 @@ __all__ = [
     "Shifted",
     "SoftnessCurve",
     "Spectrum",
+    "SymmetrizeAtTest",
+    "Symmetrized",
     "Symmetry",
     "SymmetryCallback",
     "SymmetryCloning",
     "SymmetryMixin",
     "SymmetryModule",
+    "SymmetryShare",
     "Teacher",
     "Translation",
     "VectorChannelsLast",
@@ -151,12 +160,14 @@ __all__ = [
     "compare",
     "equivariance_error",
     "equivariance_spectrum",
+    "gram_schmidt",
     "layerwise_error",
     "lie_derivative_error",
     "noise_floor",
     "oriented_errors",
     "soften",
     "softness_curve",
+    "symmetry_share",
     "translations",
     "turns",
     "worst_case",

@@ -69,11 +69,16 @@ def _is_only_argument(spec: Mapping[Any, Spec], only: Tree | None, by_name: dict
     return mirrors or not named
 
 
-def _signature(network: Callable[..., Any] | None) -> inspect.Signature | None:
-    """What a network is called with, self left out; None where that cannot be known."""
+def call_signature(network: Callable[..., Any] | None) -> inspect.Signature | None:
+    """What a network is called with, self left out; None where that cannot be known.
+
+    A wrapper whose `forward` takes whatever comes says it by its attribute `__signature__`, as functions do.
+    """
     network = getattr(network, "_orig_mod", network)  # a compiled module hides its signature
     if network is None:
         return None
+    if isinstance(said := getattr(network, "__signature__", None), inspect.Signature):
+        return said
     try:
         return inspect.signature(getattr(network, "forward", network))
     except (TypeError, ValueError):  # built-in and scripted functions
@@ -82,14 +87,14 @@ def _signature(network: Callable[..., Any] | None) -> inspect.Signature | None:
 
 def parameters(network: Callable[..., Any] | None) -> list[str]:
     """The names of what a network takes; none where its signature is not known."""
-    signature = _signature(network)
+    signature = call_signature(network)
     variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     return [] if signature is None else [name for name, p in signature.parameters.items() if p.kind not in variable]
 
 
 def _names(network: Callable[..., Any] | None, args: tuple[Any, ...]) -> list[Any]:
     """The names of positional arguments, as far as they have any."""
-    signature = _signature(network)
+    signature = call_signature(network)
     if signature is None:
         return []
     try:
@@ -101,7 +106,7 @@ def _names(network: Callable[..., Any] | None, args: tuple[Any, ...]) -> list[An
 
 def _position(network: Callable[..., Any] | None, key: str, n: int) -> int:
     """The place of a keyword argument among the positional ones, behind the first n."""
-    signature = _signature(network)
+    signature = call_signature(network)
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     names = [] if signature is None else [p.name for p in signature.parameters.values() if p.kind in kinds]
     if key not in names[n:]:
