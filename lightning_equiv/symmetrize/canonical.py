@@ -107,7 +107,7 @@ class OptimisedCanonicaliser(nn.Module):
         g = self._elements(call)
         n, identity = call.num_inputs, g.group.identity(device=g.device)
         first = [
-            (a[::n] - b).abs().flatten(1).sum(-1) < 1e-9
+            (a[::n] - b).abs().reshape(len(g) // n, -1).sum(-1) < 1e-9
             for a, b in zip(g.coordinates, identity.coordinates, strict=True)
         ]
         place = torch.stack(first).all(0)
@@ -204,7 +204,7 @@ def check_canonicaliser(canonicaliser: Canonicaliser, symmetry: Symmetry, call: 
     turned = h if c.group == group else GroupElement(c.group, (h.matrix,))  # of SE(3), say, without its translation
     expected = turned @ c
     errors = [
-        (a.double() - b.double()).abs().flatten(1).amax(1)
+        (a.double() - b.double()).abs().reshape(n, -1).amax(1)
         for a, b in zip(c_h.coordinates, expected.coordinates, strict=True)
     ]
     worst = float(torch.stack(errors).amax(0).median())

@@ -73,7 +73,8 @@ def pair_frames(
     n, number, d = q.shape
     scale = q.square().sum((-1, -2))
     if d == 3:
-        pairs = torch.tensor(list(itertools.permutations(range(number), 2)), device=q.device).reshape(-1, 2)
+        every = list(itertools.permutations(range(number), 2))
+        pairs = torch.tensor(every, dtype=torch.long, device=q.device).reshape(-1, 2)
         i, j = pairs.unbind(1)
         first, second = q[:, i], q[:, j]
         size = torch.linalg.cross(first, second).square().sum(-1)  # (n, pairs) |q_i x q_j|^2
