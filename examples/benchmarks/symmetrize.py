@@ -1,7 +1,7 @@
 """Trained networks, made equivariant without training: task error, equivariance error and time of every method.
 
     OMP_NUM_THREADS=1 python examples/benchmarks/symmetrize.py          a few minutes
-    OMP_NUM_THREADS=1 python examples/benchmarks/symmetrize.py --draw   only the picture, from what is there
+    OMP_NUM_THREADS=1 python examples/benchmarks/symmetrize.py --draw   the picture, from what is there, and the path
 
 An ordinary Transformer is trained on gravitating bodies that are turned by at most 10 degrees, as it is, with
 augmentation and with REMUL: data, sizes, steps and learning rates are those of examples/benchmarks/gravity.yaml, one
@@ -11,6 +11,9 @@ network and, where se3-transformer-pytorch is installed, an SE(3)-Transformer.
 "as in training" and "turned further" are mean squared errors of 1000 systems turned by at most 10, and by 90 to 180
 degrees; the equivariance error is the relative one under SO(3), of 128 of each; milliseconds are the median of a
 thread's time for 128 systems. Writes symmetrize.csv, .md and .png.
+
+symmetrize_crossing.md is of a random network on five points that are stretched along an axis until two eigenvalues of
+their covariance change places, in 1000 steps.
 """
 
 from __future__ import annotations
@@ -39,6 +42,7 @@ from lightning_equiv import (
     EquivarianceError,
     GroupAugmentation,
     Invariant,
+    Point,
     Symmetrized,
     Symmetry,
     symmetry_share,
@@ -186,6 +190,42 @@ def table(rows: list[dict[str, Any]], shares: list[str]) -> str:
     return "\n".join([*lines, "", *(f"* {share}" for share in shares), ""])
 
 
+@torch.no_grad()
+def crossing(samples: int = 1001) -> str:
+    """A table: the largest and the median change of an output along a path on which two eigenvalues cross."""
+    generator = torch.Generator().manual_seed(0)
+    q = torch.randn(5, 3, generator=generator, dtype=torch.float64)
+    u, _, v = torch.linalg.svd(q - q.mean(0), full_matrices=False)
+    along = torch.linspace(0.7, 1.3, samples, dtype=torch.float64)
+    scales = torch.stack([along, torch.ones_like(along), torch.full_like(along, 2.0)], dim=-1)
+    path = (u * scales[:, None]) @ v  # covariance V^T diag(scales^2) V
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Flatten(), nn.Linear(15, 32), nn.Tanh(), nn.Linear(32, 1)).double()
+    symmetry = Symmetry("SO(3)", Point(), Invariant())
+    methods: dict[str, dict[str, Any]] = {
+        "4 frames": {"method": "frame"},
+        "20 weighted frames": {"method": "weighted_frame"},
+        "8 weighted frames": {"method": "weighted_frame", "num_frames": 8},
+        "24 elements": {"subgroup": "octahedral"},
+        "canonical pose": {"method": "canonical"},
+    }
+    lines = [
+        "| symmetrized by | largest step | median step | equivariance error | inputs without a frame |",
+        "|---|---|---|---|---|",
+    ]
+    for name, settings in methods.items():
+        symmetrized = Symmetrized(network, symmetry, **settings)
+        steps = symmetrized(path).diff(dim=0).abs()
+        metric = EquivarianceError(symmetry, num_samples=4)
+        metric.update(symmetrized, path[: samples // 3])
+        numbers = (f"{float(x):.1e}" for x in (steps.max(), steps.median(), metric.compute()))
+        found = Symmetrized(network, symmetry, **settings)
+        found(path)
+        lines.append(f"| {name} | {' | '.join(numbers)} | {found.num_degenerate} of {samples} |")
+    return "\n".join([*lines, ""])
+
+
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
     import matplotlib as mpl
 
@@ -231,4 +271,7 @@ if __name__ == "__main__":
         print(text)
     with path.open() as file:
         draw(list(csv.DictReader(file)), path.with_suffix(".png"))
+    text = crossing(31 if fast else 1001)
+    path.with_name(f"{path.stem}_crossing.md").write_text(text, encoding="utf-8")
+    print(text)
     print(f"written: {path}")

@@ -85,7 +85,8 @@ class SymmetrizeAtTest(L.Callback):
         network = find_network(pl_module, self.network)
         plain = network.forward
         if self._symmetrized is None:  # one for all batches, which has checked a canonical pose and gone on drawing
-            self._symmetrized = Symmetrized(plain, self.symmetry, self.method, **self.settings).eval()
+            made = Symmetrized(plain, self.symmetry, self.method, **self.settings)
+            self._symmetrized = made.to(pl_module.device).eval()
         symmetrized = self._symmetrized
         calls = 0
 

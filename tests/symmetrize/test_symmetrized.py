@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -218,6 +221,7 @@ def test_a_turned_rule_is_unbiased_where_a_fixed_one_is_not() -> None:
     truth = Symmetrized(polynomial(2), SCALARS, degree=4)(x)
     turned = Symmetrized(polynomial(2), SCALARS, degree=1, randomise=True)(x.expand(n, 3))
     assert abs(float(turned.mean() - truth)) < 4 * float(turned.std()) / n**0.5
+    close(Symmetrized(polynomial(2), SCALARS, degree=2, randomise=True)(x.expand(9, 3)), truth.expand(9, 1))
     assert abs(float(fixed(x) - truth)) > 20 * float(turned.std()) / n**0.5
 
 
@@ -318,3 +322,24 @@ def test_translations_need_points() -> None:
         Symmetrized(lambda x: x.relu_(), Symmetry("C4", Invariant(), Invariant()), chunk_size=1)(normal(3, 3))
     with pytest.raises(TypeError, match="expected a network"):
         Symmetrized(3, SCALARS)
+
+
+def test_other_ranks_draw_other_elements_and_take_the_same_rules(monkeypatch) -> None:
+    x = normal(4, 3)
+    drawn, fixed = (Symmetrized(mlp(), VECTORS, **kw)(x) for kw in ({"num_samples": 5}, {}))
+    monkeypatch.setattr("lightning_equiv.symmetrize.symmetrized.process_rank", lambda: 1)
+    assert not torch.allclose(Symmetrized(mlp(), VECTORS, num_samples=5)(x), drawn)
+    close(Symmetrized(mlp(), VECTORS)(x), fixed)
+
+
+def test_the_page_runs_as_it_stands(capsys) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "symmetrize.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(blocks) == 2
+    space: dict[str, Any] = {}
+    for block in blocks:
+        exec(block, space)
+    assert "Exactness(degree=1" in capsys.readouterr().out
+    x = torch.randn(6, 3)
+    assert error(space["averaged"], x, VECTORS) < error(space["net"], x, VECTORS)
+    assert space["callback"].settings == {"subgroup": "icosahedral"}
