@@ -237,13 +237,15 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         own = [r for r in rows if r["network"] == name]
         for axis, key in zip(axes, ("equivariance_error", "mse_ood"), strict=True):
             points = axis.scatter([float(r["ms"]) for r in own], [float(r[key]) for r in own], s=18, label=name)
-            if key == "mse_ood" and name == "REMUL(10)":
+            if key == "equivariance_error" and name == "REMUL(10)":
                 for r in own:
-                    place = (float(r["ms"]), float(r[key]))
-                    axis.annotate(r["method"], place, fontsize=6, color=points.get_facecolor()[0])
+                    place, colour = (float(r["ms"]), float(r[key])), points.get_facecolor()[0]
+                    axis.annotate(
+                        r["method"], place, (2, 4), textcoords="offset points", fontsize=6, color=colour, rotation=40
+                    )
     for axis, title in zip(axes, ("relative equivariance error", "mean squared error, turned further"), strict=True):
         axis.set(xscale="log", yscale="log", xlabel="ms for 128 inputs", title=title)
-    axes[0].legend(fontsize=7)
+    axes[1].legend(fontsize=7)
     figure.savefig(path, dpi=110)
 
 

@@ -87,8 +87,9 @@ def _of_factor(group: Group, subgroup: Subgroup | None, degree: int | None) -> R
         matrix = torch.cat([matrix, -matrix]) if isinstance(group, O3) else matrix
         name = f"{len(matrix)} elements, {subgroup or 'octahedral'}"
         return Rule(GroupElement(group, (matrix,)), _uniform(len(matrix)), name)
-    elements, weights = quadrature(group, _DEGREE_OF_PLANE if degree is None else degree)
-    return Rule(elements, weights, f"{len(weights)} elements, exact to degree {degree or _DEGREE_OF_PLANE}")
+    degree = _DEGREE_OF_PLANE if degree is None else degree
+    elements, weights = quadrature(group, degree)
+    return Rule(elements, weights, f"{len(weights)} elements, exact to degree {degree}")
 
 
 def _product(group: Product, rules: list[Rule]) -> Rule:
