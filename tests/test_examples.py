@@ -37,6 +37,7 @@ COMMANDS = {
     "benchmarks/remul_cost.py": ["--output", "{out}"],
     "benchmarks/rpp_weights.py": ["--out", "{out}"],
     "benchmarks/large_graph.py": ["--output", "{out}"],
+    "benchmarks/symmetrize.py": ["--output", "{out}"],
     "benchmarks/results.py": ["--out", "{out}"],
     "benchmarks/gpu.py": ["--device", "cpu", "--csv", "{out}/gpu.csv"],
     "benchmarks/relaxation/sets.py": ["--out", "{out}"],
