@@ -6,6 +6,9 @@ from lightning_equiv.citation import citation
 from lightning_equiv.compare.comparison import Comparison
 from lightning_equiv.compare.run import compare
 from lightning_equiv.compare.way import Way
+from lightning_equiv.discovery.generators import LearnedGenerators, learned_generators
+from lightning_equiv.discovery.result import SymmetryReport
+from lightning_equiv.discovery.run import symmetry_report
 from lightning_equiv.groups.angles import turns
 from lightning_equiv.groups.euclidean import E3, SE3
 from lightning_equiv.groups.finite import Cyclic, Dihedral
@@ -118,6 +121,7 @@ __all__ = [
     "LayerFamily",
     "LayerwiseError",
     "LayerwiseErrors",
+    "LearnedGenerators",
     "LieDerivativeError",
     "NodeIndex",
     "NoiseFloor",
@@ -144,6 +148,7 @@ __all__ = [
     "SymmetryMixin",
     "SymmetryModule",
     "SymmetryShare",
+    "SymmetryReport",
     "Teacher",
     "Translation",
     "VectorChannelsLast",
@@ -162,12 +167,14 @@ __all__ = [
     "equivariance_spectrum",
     "gram_schmidt",
     "layerwise_error",
+    "learned_generators",
     "lie_derivative_error",
     "noise_floor",
     "oriented_errors",
     "soften",
     "softness_curve",
     "symmetry_share",
+    "symmetry_report",
     "translations",
     "turns",
     "worst_case",
