@@ -146,6 +146,8 @@ def draw(options, rows):
         axes.plot([row[1] for row in own], [float(row[3]) for row in own], marker="o", label=f"field {field:g}")
     axes.axhline(LEVEL, color="grey", lw=0.8, ls=":")
     axes.set(xscale="log", xlabel="samples", ylabel="share of data sets where it is found", ylim=(-0.03, 1.03))
+    axes.set_xticks(sizes := sorted({row[1] for row in rows}), [str(n) for n in sizes])
+    axes.minorticks_off()
     axes.legend(frameon=False, fontsize=8)
     figure.savefig(options.out / "discovery_power.png", dpi=150)
 
@@ -188,6 +190,9 @@ def problems(options):
 def write(options, name, header, rows):
     with (options.out / f"discovery_{name}.csv").open("w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows([header, *rows])
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    text = "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+    (options.out / f"discovery_{name}.md").write_text(text + "\n")
 
 
 PARTS = {"levels": levels, "power": power, "problems": problems}

@@ -52,7 +52,7 @@ def advice_of(findings: Sequence[Finding], num_units: int) -> list[str]:
     elif whole.on_labels == "broken":
         said.append(_broken_labels(whole, kept))
     elif whole.on_inputs == "broken":
-        said.append(_broken_inputs(whole))
+        said.append(_broken_inputs(whole, kept))
         if kept is not None and kept.verdict == "kept":
             said.append(f"Also the inputs keep {kept.name}: augmentation by it leaves the data's law as it is.")
     return said
@@ -80,9 +80,14 @@ def _without_a_name(kept: Finding) -> str:
     return "declare it by a representation of your own"
 
 
-def _broken_inputs(whole: Finding) -> str:
+def _broken_inputs(whole: Finding, kept: Finding | None) -> str:
     name = whole.name
     said = f"The inputs stand in preferred orientations ({name}), as they were recorded or prepared."
+    if name == "O(3)" and kept is not None and kept.name == "SO(3)" and kept.on_inputs == "kept":
+        said = (
+            "The inputs stand in any pose, but are of one hand (O(3) is broken, SO(3) is not): chiral molecules, or "
+            "numbered atoms that never change places, such as the two hydrogens of a CH2 group."
+        )
     if whole.on_labels is None:
         return said + " Without labels nothing is said of a prediction: give `labels`."
     if whole.on_labels == "not told apart":

@@ -93,16 +93,15 @@ def canonical_sample(sample: Sample, candidate: Candidate, seed: int) -> Sample:
 
 def _highest_score(sample: Sample, elements: GroupElement, generator: torch.Generator) -> Tensor:
     """(n,) which element moves an input to the highest value of a random score of its features."""
-    n, weights, found = sample.num_inputs, None, []
+    n = sample.num_inputs
     alone = Sample(sample.symmetry, sample.call, None, sample.units)
-    for k in range(len(elements)):
-        values, _ = moved_features(alone, elements[torch.full((n,), k)], 1, None, None)
-        if weights is None:
-            weights = torch.randn(values.shape[-1], generator=generator, dtype=values.dtype)
-            spread = values[0].std(0)
-            weights = torch.where(spread > 0, weights / spread.clamp_min(1e-300), 0.0)
-        found.append(values[0] @ weights)
-    return torch.stack(found, 1).argmax(1)
+    values = torch.stack(
+        [moved_features(alone, elements[torch.full((n,), k)], 1, None, None)[0][0] for k in range(len(elements))]
+    )  # (elements, n, features)
+    weights = torch.randn(values.shape[-1], generator=generator, dtype=values.dtype)
+    spread = values.flatten(0, 1).std(0)  # over whole orbits, so that moved inputs are scored alike
+    weights = torch.where(spread > 0, weights / spread.clamp_min(1e-300), 0.0)
+    return (values @ weights).argmax(0)
 
 
 def _turn(candidate: Candidate, v: Tensor) -> GroupElement:

@@ -26,7 +26,7 @@ from lightning_equiv.symmetry.symmetry import Symmetry
 from lightning_equiv.wiring.evaluation import evaluating
 
 _WITNESSES = ("features", "mlp")
-_SAME_AXIS = 10.0  # degrees
+_SAME_AXIS = 15.0  # degrees
 _MEASURED = 128  # inputs of the network
 
 
@@ -130,8 +130,10 @@ def symmetry_report(
         )
     tested = [_tested(sample, c, witness, draws, level / len(chain), network, seed) for c in chain]
     findings = _corrected(tested, level)
-    if len(findings) > 1 and findings[-1].verdict == "kept":  # the axis that is kept best is of no interest then
-        findings = [f for f in findings if f.candidate.axis is None or f.candidate.name[-1] in "xyz"]
+    named = [f for f in findings if f.candidate.axis is None or f.candidate.name[-1] in "xyz"]
+    known = any(f.candidate.axis is not None and f.verdict == "kept" for f in named)
+    if isinstance(candidates, Symmetry) and (known or findings[-1].verdict == "kept"):
+        findings = named  # the axis that was looked for is of no interest then
     return SymmetryReport(
         findings=tuple(findings),
         num_inputs=sample.num_inputs,
