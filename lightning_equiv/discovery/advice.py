@@ -91,10 +91,12 @@ def _broken_inputs(whole: Finding, kept: Finding | None) -> str:
     if whole.on_labels is None:
         return said + " Without labels nothing is said of a prediction: give `labels`."
     if whole.on_labels == "not told apart":
+        few = f"{said} Each shape is seen in too few poses to tell from these data whether labels turn along:"
+        if whole.candidate.group.space_dim != 3:
+            return f"{few} that is for you to say. If they do, declare {name!r} (a strict network, or augmentation)."
         return (
-            f"{said} Each shape is seen in too few poses to tell from these data whether labels turn along: that is a "
-            f"question of physics. Energies and forces of a free molecule do: declare {name!r} then, a strict network "
-            "or augmentation. Where a surface or a field is there, they do not."
+            f"{few} that is a question of physics. Energies and forces of a free molecule do: declare {name!r} then, a "
+            "strict network or augmentation. Where a surface or a field is there, they do not."
         )
     said += f" The labels turn along: the best predictor may be strict, declare {name!r}."
     task = whole.task

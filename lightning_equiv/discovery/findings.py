@@ -27,7 +27,7 @@ class Finding:
         conditional_p: corrected.
         task: T2.
         share: the least share of inputs in one orientation that T1 would have found; None where none would.
-        error: of the network, |f(g x) - g f(x)| in |f(g x) - f(g' x')|'s place: relative.
+        error: of the network, sqrt( E |f(g x) - g f(x)|^2 / E |f(x)|^2 ).
         level: of the tests.
     """
 
