@@ -6,6 +6,9 @@ from lightning_equiv.citation import citation
 from lightning_equiv.compare.comparison import Comparison
 from lightning_equiv.compare.run import compare
 from lightning_equiv.compare.way import Way
+from lightning_equiv.discovery.generators import LearnedGenerators, learned_generators
+from lightning_equiv.discovery.result import SymmetryReport
+from lightning_equiv.discovery.run import symmetry_report
 from lightning_equiv.groups.angles import turns
 from lightning_equiv.groups.euclidean import E3, SE3
 from lightning_equiv.groups.finite import Cyclic, Dihedral
@@ -118,6 +121,7 @@ __all__ = [
     "LayerFamily",
     "LayerwiseError",
     "LayerwiseErrors",
+    "LearnedGenerators",
     "LieDerivativeError",
     "NodeIndex",
     "NoiseFloor",
@@ -143,6 +147,7 @@ __all__ = [
     "SymmetryCloning",
     "SymmetryMixin",
     "SymmetryModule",
+    "SymmetryReport",
     "SymmetryShare",
     "Teacher",
     "Translation",
@@ -162,11 +167,13 @@ __all__ = [
     "equivariance_spectrum",
     "gram_schmidt",
     "layerwise_error",
+    "learned_generators",
     "lie_derivative_error",
     "noise_floor",
     "oriented_errors",
     "soften",
     "softness_curve",
+    "symmetry_report",
     "symmetry_share",
     "translations",
     "turns",

@@ -1,13 +1,14 @@
-"""The command line: a training, the report card of a trained model, or a comparison, from a configuration file.
+"""The command line: a training, a report card, a comparison, or the symmetry of data, from a configuration file.
 
     python -m lightning_equiv fit --config examples/cli/remul.yaml
     python -m lightning_equiv fit --model.help lightning_equiv.RegressionModule
     python -m lightning_equiv fit --trainer.callbacks.help lightning_equiv.REMUL
     python -m lightning_equiv audit --config examples/cli/audit.yaml
     python -m lightning_equiv compare --config examples/cli/compare.yaml
+    python -m lightning_equiv discover --config examples/cli/discover.yaml
 
-It is a `LightningCLI`, and beside it `audit` and `compare`: `model`, `data` and callbacks are classes by their names,
-of this library or another, with their arguments; `--print_config` prints all of them.
+It is a `LightningCLI`, and beside it `audit`, `compare` and `discover`: `model`, `data` and callbacks are classes by
+their names, of this library or another, with their arguments; `--print_config` prints all of them.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ DESCRIPTION = (
     "settings. The settings of a class: `fit --model.help lightning_equiv.RegressionModule`, "
     "`fit --trainer.callbacks.help lightning_equiv.REMUL`. "
     "The report card of a model, how equivariant it is: `audit --config examples/cli/audit.yaml`, and `audit --help`. "
-    "Which strategy for my data: `compare --config examples/cli/compare.yaml`, and `compare --help`."
+    "Which strategy for my data: `compare --config examples/cli/compare.yaml`, and `compare --help`. "
+    "Which symmetry the data have: `discover --config examples/cli/discover.yaml`, and `discover --help`."
 )
 
 
@@ -46,6 +48,10 @@ def main(args: list[str] | None = None) -> None:
         from lightning_equiv.audit.command import main as audit
 
         return audit(args[1:])
+    if args[:1] == ["discover"]:
+        from lightning_equiv.discovery.command import main as discover
+
+        return discover(args[1:])
 
     class CLI(LightningCLI):
         def instantiate_classes(self) -> None:

@@ -130,6 +130,14 @@ def blocks_of(page: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(), re.DOTALL)
 
 
+def test_the_page_on_discovery_says_what_its_code_finds() -> None:
+    report_block, generators_block = blocks_of("discovery.md")
+    space: dict[str, object] = {}
+    exec(report_block, space)
+    assert f"# {space['report'].conclusion!r}" in report_block  # type: ignore[attr-defined]
+    exec(generators_block, space)
+
+
 def test_every_block_of_the_page_on_measuring_runs_after_the_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

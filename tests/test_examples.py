@@ -39,6 +39,7 @@ COMMANDS = {
     "benchmarks/large_graph.py": ["--output", "{out}"],
     "benchmarks/symmetrize.py": ["--output", "{out}"],
     "benchmarks/results.py": ["--out", "{out}"],
+    "benchmarks/discovery.py": ["--out", "{out}"],
     "benchmarks/gpu.py": ["--device", "cpu", "--csv", "{out}/gpu.csv"],
     "benchmarks/relaxation/sets.py": ["--out", "{out}"],
     "benchmarks/relaxation/sets_callback.py": ["--out", "{out}"],

@@ -20,6 +20,7 @@ ROOMS = [
     "metrics",
     "optim",
     "strategies",
+    "report",
     "symmetrize",
     "discovery",
     "audit",

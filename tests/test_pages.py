@@ -35,6 +35,7 @@ LONG_LINES = {
     "ace.md": 3,
     "comparing.md": 26,
     "constraint_relaxation.md": 7,
+    "discovery.md": 3,
     "energies_and_forces.md": 10,
     "equivariance_projection.md": 2,
     "measuring.md": 15,
@@ -50,6 +51,7 @@ LONG_LINES = {
 }
 PLAIN_FORMULAS = {
     "constraint_relaxation.md": 3,
+    "discovery.md": 1,
     "equivariance_projection.md": 3,
     "recm.md": 6,
     "remul.md": 5,

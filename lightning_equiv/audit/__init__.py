@@ -1,1 +1,1 @@
-"""The report card of a model: a document, and what writes it as a page, Markdown and text."""
+"""The report card of a model."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -10,8 +10,8 @@ from typing import Any
 import lightning as L
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from lightning_equiv.datasets.batches import batches_of
 from lightning_equiv.symmetry.arguments import Arguments, parameters
 from lightning_equiv.symmetry.call import BoundCall
 from lightning_equiv.symmetry.symmetry import Symmetry
@@ -20,10 +20,6 @@ from lightning_equiv.wiring.call_recorder import CallRecorder
 from lightning_equiv.wiring.dry_validation import dry_validation_step
 from lightning_equiv.wiring.evaluation import evaluating
 from lightning_equiv.wiring.network import find_network
-
-Batches = Iterable[Any]
-_BATCH = 64  # of a data set, as it is collated by default
-_LOADERS = ("test_dataloader", "val_dataloader", "predict_dataloader", "train_dataloader")
 
 
 @dataclass(frozen=True)
@@ -109,38 +105,6 @@ def _as_arguments(value: Any) -> Arguments:
     if isinstance(value, tuple):
         return value, {}
     return ((), dict(value)) if isinstance(value, Mapping) else ((value,), {})
-
-
-def batches_of(data: Any) -> Batches:
-    """The batches of what a user calls data.
-
-    A list is a batch where it holds tensors side by side, as a loader's default collation makes it, and else batches.
-    """
-    if isinstance(data, L.LightningDataModule):
-        return _loaded(data)
-    is_batch = isinstance(data, Tensor | tuple | Mapping) or is_graph(data) or children(data) is not None
-    if isinstance(data, Dataset) and not isinstance(data, IterableDataset):
-        items: Any = data
-        return (items[i] for i in range(len(items))) if is_graph(items[0]) else DataLoader(items, batch_size=_BATCH)
-    if isinstance(data, list):
-        is_batch = any(isinstance(item, Tensor) for item in data)
-    if is_batch or not isinstance(data, Iterable):
-        return [data]
-    return data
-
-
-def _loaded(data: L.LightningDataModule) -> Batches:
-    """The batches of the first loader that a data module has, of the test set before all others."""
-    data.prepare_data()
-    for name in _LOADERS:
-        if getattr(type(data), name) is getattr(L.LightningDataModule, name):
-            continue
-        data.setup({"test": "test", "val": "validate", "predict": "predict", "train": "fit"}[name.partition("_")[0]])
-        loaders = getattr(data, name)()
-        if isinstance(loaders, Mapping):
-            loaders = next(iter(loaders.values()))
-        return loaders[0] if isinstance(loaders, list | tuple) else loaders
-    raise ValueError(f"expected {type(data).__name__} to have one of {_LOADERS}")
 
 
 def _moved(model: Any, batch: Any, device: torch.device | None) -> Any:

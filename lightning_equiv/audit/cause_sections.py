@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from lightning_equiv.audit.document import Picture, Section, Table, shown
 from lightning_equiv.audit.words import TITLES, Figures, Side, kept, percent, plainly
+from lightning_equiv.report.document import Picture, Section, Table, shown
 
 _LEAST = 0.1  # a coefficient that is written
 _SIDE_BY_SIDE = 5  # worst inputs of each of several models

@@ -6,10 +6,10 @@ import math
 from collections.abc import Sequence
 
 from lightning_equiv.audit.cause_sections import layers, lie, worst
-from lightning_equiv.audit.document import VERDICTS, Document
 from lightning_equiv.audit.error_sections import convergence, floor, profile, split, verdict
 from lightning_equiv.audit.task_sections import classes, how, labels, moved
 from lightning_equiv.audit.words import Figures, Side, enumerated, kept, percent, rounded
+from lightning_equiv.report.document import VERDICTS, Document
 from lightning_equiv.symmetry.call import TOTAL
 
 _SECTIONS = (verdict, floor, split, profile, lie, layers, worst, labels, classes, convergence, moved, how)

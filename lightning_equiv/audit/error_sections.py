@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from lightning_equiv.audit.document import Picture, Section, Table, shown
 from lightning_equiv.audit.words import (
     TITLES,
     Figures,
@@ -22,6 +21,7 @@ from lightning_equiv.audit.words import (
     share_words,
     unit_of,
 )
+from lightning_equiv.report.document import Picture, Section, Table, shown
 from lightning_equiv.symmetry.call import TOTAL
 
 _CONSTANT = 0.5  # relative distance of unrelated outputs below which a constant part is most of them

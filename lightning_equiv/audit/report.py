@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from lightning_equiv.audit.contents import document_of
-from lightning_equiv.audit.document import Document
-from lightning_equiv.audit.html import to_html
-from lightning_equiv.audit.markdown import to_markdown
-from lightning_equiv.audit.pictures import figure
 from lightning_equiv.audit.summary import as_json
-from lightning_equiv.audit.terminal import to_terminal, to_text
+from lightning_equiv.report.document import Document
+from lightning_equiv.report.html import to_html
+from lightning_equiv.report.markdown import to_markdown
+from lightning_equiv.report.pictures import figure
+from lightning_equiv.report.terminal import to_terminal, to_text
 
 ENDINGS = (".html", ".json", ".md", ".txt")
 

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from lightning_equiv.audit.collected import Collected
-from lightning_equiv.audit.document import VERDICTS
 from lightning_equiv.audit.measured import LENGTHS, Numbers
 from lightning_equiv.groups.group import Group
 from lightning_equiv.groups.parts import linear_part
 from lightning_equiv.groups.product import as_group
 from lightning_equiv.metrics.interval import Interval, interval
 from lightning_equiv.metrics.subgroups import describe_kept, generator_names
+from lightning_equiv.report.document import VERDICTS
 from lightning_equiv.symmetry.call import TOTAL
 from lightning_equiv.symmetry.symmetry import Symmetry
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from lightning_equiv.audit.document import Section, Table, shown
 from lightning_equiv.audit.words import TITLES, Figures, Side, interval_words, plainly, unit_of
+from lightning_equiv.report.document import Section, Table, shown
 from lightning_equiv.symmetry.call import TOTAL
 
 _LABELLED = {"as_is": "as it is", "averaged": "averaged", "variance": "spread", "oriented": "random orientation"}

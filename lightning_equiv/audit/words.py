@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lightning_equiv.audit.document import Table, shown
+from lightning_equiv.report.document import Table, shown
 from lightning_equiv.symmetry.call import TOTAL
 
 Figures = dict[str, Any]

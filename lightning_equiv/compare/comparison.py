@@ -8,15 +8,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from lightning_equiv.audit.document import Document
-from lightning_equiv.audit.html import to_html
-from lightning_equiv.audit.markdown import to_markdown
-from lightning_equiv.audit.pictures import figure
-from lightning_equiv.audit.terminal import to_terminal, to_text
 from lightning_equiv.compare.contents import document_of, excerpt
 from lightning_equiv.compare.records import Record, read
 from lightning_equiv.compare.results import Results
 from lightning_equiv.compare.tables import to_csv
+from lightning_equiv.report.document import Document
+from lightning_equiv.report.html import to_html
+from lightning_equiv.report.markdown import to_markdown
+from lightning_equiv.report.pictures import figure
+from lightning_equiv.report.terminal import to_terminal, to_text
 
 ENDINGS = (".html", ".md", ".txt", ".csv", ".png")
 _DOTS_PER_INCH = 150

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from lightning_equiv.audit.document import Document, Section, Table
-from lightning_equiv.audit.markdown import escape, table_rows
 from lightning_equiv.audit.words import enumerated
 from lightning_equiv.compare.drawings import case_pictures, pictures_of_cases
 from lightning_equiv.compare.records import Record
 from lightning_equiv.compare.results import Results
 from lightning_equiv.compare.tables import MANY, choices, result_tables
+from lightning_equiv.report.document import Document, Section, Table
+from lightning_equiv.report.markdown import escape, table_rows
 
 
 def document_of(results: Results, title: str = "") -> Document:

@@ -7,10 +7,10 @@ import re
 from statistics import fmean
 from typing import Any
 
-from lightning_equiv.audit.document import Picture
 from lightning_equiv.audit.words import enumerated
 from lightning_equiv.compare.records import Record, only
 from lightning_equiv.compare.results import Figures, Results, on_cpu, training_seconds
+from lightning_equiv.report.document import Picture
 
 MOST_SERIES = 9  # that are told apart
 _MOST_POINTS = 24  # of a curve

@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 from statistics import fmean, median, stdev
 from typing import Any
 
-from lightning_equiv.audit.document import Table, shown
 from lightning_equiv.audit.words import enumerated, plainly, share_words
 from lightning_equiv.compare.records import only
 from lightning_equiv.compare.results import Figures, Results
 from lightning_equiv.compare.statistics import Difference
+from lightning_equiv.report.document import Table, shown
 
 MANY = 3  # more cases than that stand beside each other, a table for each figure
 _WIDEST = 6  # columns of a page's width; more are two tables

@@ -1,1 +1,1 @@
-"""Which symmetry does my data have."""
+"""Which symmetry does my data have: exact tests of its law, and generators that nobody named."""

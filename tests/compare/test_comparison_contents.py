@@ -10,12 +10,12 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from lightning_equiv.audit.document import present
 from lightning_equiv.compare.comparison import Comparison
 from lightning_equiv.compare.tables import to_csv
-from tests.audit.test_html import Page
-from tests.audit.test_markdown import tables
+from lightning_equiv.report.document import present
 from tests.compare.synthetic import WAYS, realistic, record, records
+from tests.report.test_html import Page
+from tests.report.test_markdown import tables
 
 TABLE = {"plain": [0.010, 0.015, 0.009], "remul": [0.005, 0.0075, 0.0045]}
 

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from examples.networks.vector_neurons import VNBlock, VNLinear
 from lightning_equiv import ConstraintRelaxation, EquivarianceError, Symmetry
-from lightning_equiv.strategies.constraint_relaxation.projection import Projection
+from lightning_equiv.strategies.constraint_relaxation.projection import LayerProjection, Projection, format_report
 from tests.helpers import global_seed, normal
 from tests.strategies.relaxed_by_hand import make_nearest
 from tests.strategies.toys import EachStep, Plain, loader, snapshot, trainer, weights
@@ -271,6 +271,14 @@ def test_layers_that_cannot_take_branches_are_refused_before_training(
     with pytest.raises(ValueError, match=match):
         trainer(ConstraintRelaxation(group, layers, projection="nearest")).fit(module, loader())
     assert snapshot(module) == before
+
+
+def test_a_long_report_names_the_layers_of_which_least_was_kept() -> None:
+    layers = [LayerProjection(layer=f"l{i}", branch=1.0, kept=1 - i / 100, left_over=0.0, hidden="") for i in range(20)]
+    lines = format_report("Name", layers, {"a": torch.tensor(0.5), "b": None, "c": torch.tensor(1.5)}).splitlines()
+    assert lines[0] == "Name: loss with branches 0.5, dropped ?, folded into the layers 1.5"
+    assert [line.split(":")[0].strip() for line in lines[1:3]] == ["l19", "l18"]
+    assert lines[-1].strip() == "and 8 layers of which more was kept"
 
 
 def test_the_projection_is_idempotent() -> None:

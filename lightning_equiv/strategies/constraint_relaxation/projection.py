@@ -28,6 +28,7 @@ ProjectionMode = Literal["drop", "nearest", "relabel"]
 
 _SAME = 1e-3  # relative change of a layer's output under which a relabelling left the network the same
 _SAME_AUTOCAST = 5e-2  # .. in half precision
+_MOST_PRINTED = 12  # layers
 
 
 class LayerProjection(TypedDict):
@@ -52,12 +53,15 @@ def format_report(strategy: str, report: Sequence[LayerProjection], losses: Mapp
     """What became of the branches, in words."""
     relaxed, dropped, after = ("?" if x is None else f"{float(x):.4g}" for x in losses.values())
     lines = [f"{strategy}: loss with branches {relaxed}, dropped {dropped}, folded into the layers {after}"]
-    for layer in report:
+    least = sorted(report, key=lambda layer: layer["kept"])[:_MOST_PRINTED]
+    for layer in report if len(report) <= _MOST_PRINTED else least:
         words = {"": "", "permutation": ", hidden features permuted", "orthogonal": ", hidden features turned"}
         lines.append(
             f"  {layer['layer']}: {layer['kept']:.1%} of layer and branch was kept (norm of the branch "
             f"{layer['branch']:.3g}, left over {layer['left_over']:.2g}){words[layer['hidden']]}"
         )
+    if len(report) > _MOST_PRINTED:
+        lines.append(f"  and {len(report) - _MOST_PRINTED} layers of which more was kept")
     return "\n".join(lines)
 
 

@@ -9,9 +9,9 @@ import re
 from collections.abc import Iterator
 from itertools import count
 
-from lightning_equiv.audit.axes import INK
-from lightning_equiv.audit.document import Document, Picture, Section, Table
-from lightning_equiv.audit.pictures import PALETTE, panel, style
+from lightning_equiv.report.axes import INK
+from lightning_equiv.report.document import Document, Picture, Section, Table
+from lightning_equiv.report.pictures import PALETTE, panel, style
 
 CLASS = "equivariance-card"
 

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from lightning_equiv.audit.axes import INK, extent, scale, short, tick, wrap
-from lightning_equiv.audit.document import Document, Picture, present, quantile
+from lightning_equiv.report.axes import INK, extent, scale, short, tick, wrap
+from lightning_equiv.report.document import Document, Picture, present, quantile
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,9 +11,9 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from lightning_equiv.audit.document import Picture
-from lightning_equiv.audit.html import svg, to_html
-from lightning_equiv.audit.pictures import MARKERS, PALETTE, draw, figure, height, panel
+from lightning_equiv.report.document import Picture
+from lightning_equiv.report.html import svg, to_html
+from lightning_equiv.report.pictures import MARKERS, PALETTE, draw, figure, height, panel
 
 
 def axes_of(kind, data):

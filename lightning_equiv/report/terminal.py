@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from lightning_equiv.audit.document import Document, Picture, Table, present, quantile, shown
+from lightning_equiv.report.document import Document, Picture, Table, present, quantile, shown
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from itertools import count
 
-from lightning_equiv.audit.document import Document, Picture, Table
+from lightning_equiv.report.document import Document, Picture, Table
 
 
 def to_markdown(document: Document, path: Callable[[Picture], str] | None = None) -> str:

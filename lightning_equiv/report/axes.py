@@ -6,7 +6,7 @@ import math
 import textwrap
 from typing import TYPE_CHECKING, Any
 
-from lightning_equiv.audit.document import present
+from lightning_equiv.report.document import present
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

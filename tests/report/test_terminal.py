@@ -10,9 +10,9 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from lightning_equiv.audit.document import Document, Picture, Section, Table, shown
-from lightning_equiv.audit.terminal import bars, to_terminal, to_text
-from tests.audit.example import numbers_of
+from lightning_equiv.report.document import Document, Picture, Section, Table, shown
+from lightning_equiv.report.terminal import bars, to_terminal, to_text
+from tests.report.example import numbers_of
 
 
 def with_rich(document, width=80, **options):

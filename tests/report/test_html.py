@@ -8,10 +8,10 @@ from html.parser import HTMLParser
 
 import pytest
 
-from lightning_equiv.audit.document import Document, Picture, Section, Table
-from lightning_equiv.audit.html import _PAGE_CSS, CLASS, to_html
-from lightning_equiv.audit.pictures import PALETTE
-from tests.audit.example import numbers_of
+from lightning_equiv.report.document import Document, Picture, Section, Table
+from lightning_equiv.report.html import _PAGE_CSS, CLASS, to_html
+from lightning_equiv.report.pictures import PALETTE
+from tests.report.example import numbers_of
 
 VOID = {"meta", "wbr"}
 EVIL = "<script>alert('1')</script> & \"$x$\""

@@ -6,9 +6,9 @@ import html
 import re
 from dataclasses import replace
 
-from lightning_equiv.audit.document import Document, Section, Table
-from lightning_equiv.audit.markdown import to_markdown
-from tests.audit.example import numbers_of
+from lightning_equiv.report.document import Document, Section, Table
+from lightning_equiv.report.markdown import to_markdown
+from tests.report.example import numbers_of
 
 
 def tables(text):

@@ -6,7 +6,7 @@ import math
 import random
 import re
 
-from lightning_equiv.audit.document import Document, Picture, Section, Table
+from lightning_equiv.report.document import Document, Picture, Section, Table
 
 ANGLES = [15.0 * i for i in range(13)]
 

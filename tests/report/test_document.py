@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lightning_equiv.audit.document import Picture, Section, Table, quantile, shown
+from lightning_equiv.report.document import Picture, Section, Table, quantile, shown
 
 
 def test_a_row_of_another_length_is_refused():

@@ -1,7 +1,7 @@
 import pytest
 
-from lightning_equiv.audit.html import to_html
-from tests.audit.example import example
+from lightning_equiv.report.html import to_html
+from tests.report.example import example
 
 
 @pytest.fixture(scope="session")
