@@ -2,7 +2,7 @@
 document$.subscribe(() => {
   for (const element of document.querySelectorAll(".arithmatex")) {
     const source = element.textContent.trim()
-    const options = { displayMode: source.startsWith("\\["), throwOnError: false, strict: "error" }
+    const options = { displayMode: source.startsWith("\\["), throwOnError: false, strict: "ignore" }
     katex.render(source.slice(2, -2), element, options)
   }
 })
