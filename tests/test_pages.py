@@ -96,11 +96,13 @@ def run_pages(code: dict[str, list[list[object]]], installed: Path, folder: Path
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="a process for each page is forked")
 def test_every_block_of_every_page_runs_as_pasted(installed: Path, tmp_path: Path) -> None:
     code = {page: [[b.line, b.code] for b in blocks if b.why is None] for page, blocks in python_blocks().items()}
+    once = {tuple(block for _, block in blocks): page for page, blocks in reversed(code.items())}
+    code = {page: code[page] for page in once.values()}  # the front page may have the README's script
     answers = run_pages(code, installed, tmp_path / "pages")
     assert answers.keys() == code.keys()
     failed = {page: answer["failed"] for page, answer in answers.items() if answer["failed"]}
     assert {page: len(errors) for page, errors in failed.items()} == FAILING, failed
-    assert sum(answer["seconds"] for answer in answers.values()) < 180
+    assert sum(answer["seconds"] for answer in answers.values()) < 180  # of one core
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="a process for each page is forked")
