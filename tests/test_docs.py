@@ -6,12 +6,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import pytest
-import torch
 import yaml
 from packaging.requirements import Requirement
-from torch import Tensor, nn
 
 import lightning_equiv
 from lightning_equiv import EquivarianceReport, GroupConvolution, Symmetry, compare, datasets
@@ -19,6 +16,7 @@ from lightning_equiv.audit.words import interval_words, percent
 from lightning_equiv.compare.command import main as compare_command
 from lightning_equiv.compare.records import read
 from lightning_equiv.compare.way import ready_made
+from tests.helpers import global_seed
 
 ROOT = Path(__file__).parents[1]
 
@@ -92,38 +90,25 @@ def test_every_local_link_of_the_readme_leads_somewhere() -> None:
     assert [link for link in links if not (ROOT / link).exists()] == []
 
 
-def test_the_readme_code_runs_on_a_users_module() -> None:
-    class Net(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.linear = nn.Linear(7, 3)
-
-        def forward(self, masses: Tensor, positions: Tensor, velocities: Tensor) -> Tensor:
-            return positions + self.linear(torch.cat([masses[..., None], positions, velocities], dim=-1))
-
-    class Module(L.LightningModule):
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = Net()
-
-        def training_step(self, batch: dict[str, Tensor]) -> Tensor:
-            out = self.net(batch["masses"], batch["positions"], batch["velocities"])
-            return nn.functional.mse_loss(out, batch["targets"])
-
-        validation_step = training_step
-
-        def configure_optimizers(self) -> torch.optim.Optimizer:
-            return torch.optim.Adam(self.parameters())
-
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    options = ("max_epochs=1", "accelerator='cpu'", "logger=False", "enable_checkpointing=False")
-    quiet = ", ".join([*options, "enable_progress_bar=False", "enable_model_summary=False"])
-    code = code.replace("L.Trainer(", f"L.Trainer({quiet}, ").replace("your_data)", "datamodule=your_data)")
-    data = datasets.GravityDataModule(train_size=8, val_size=8, test_size=8)
-    space = {"your_module": Module(), "your_data": data}
-    exec(code, space)
-    logged = space["trainer"].callback_metrics
-    assert {"equivariance_error", "remul/task_loss", "remul/equivariance_loss"} <= set(logged)
+def test_the_script_of_the_front_page_prints_what_the_page_says(capsys: pytest.CaptureFixture[str]) -> None:
+    readme, index = ((ROOT / page).read_text() for page in ("README.md", "docs/index.md"))
+    (code,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    (said,) = re.findall(r"```text\n(.*?)```", readme, re.DOTALL)
+    assert code in index
+    assert said in index
+    assert len(code.splitlines()) < 45
+    quiet = "accelerator='cpu', enable_progress_bar=False, enable_model_summary=False"
+    with global_seed():
+        exec(code.replace("L.Trainer(", f"L.Trainer({quiet}, "), {})
+    printed, expected = (
+        re.findall(r"(\w+): error ([\d.]+), then ([\d.]+); MSE ([\d.]+)", text)
+        for text in (capsys.readouterr().out, said)
+    )
+    assert [line[0] for line in printed] == ["plain", "REMUL"]
+    for line, of_page in zip(printed, expected, strict=True):
+        assert [float(n) for n in line[1:]] == pytest.approx(
+            [float(n) for n in of_page[1:]], rel=0.5
+        )  # other processors round otherwise
 
 
 def blocks_of(page: str) -> list[str]:

@@ -198,7 +198,7 @@ def test_md17() -> None:
     raw = Path("data/MD17/ethanol/raw")
     raw.mkdir(parents=True)
     write_md17(raw / "md17_ethanol.npz", 90)
-    space = run(blocks()[1], {"max_epochs=20": "max_epochs=15", "lr=1e-3": "lr=5e-3", "64, 64, num": "8, 8, num"})
+    space = run(blocks()[1], {"max_epochs=20": "max_epochs=15", "lr=1e-3": "lr=5e-3", "SchNet(64, 64": "SchNet(8, 8"})
     assert len(space["train"]) == 60
     assert len(space["val"]) == 30
     assert float(space["mean"]) == pytest.approx(-97_000, abs=500)

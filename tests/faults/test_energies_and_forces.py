@@ -18,7 +18,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "energies_and_forces.md"
 
 def test_the_code_of_the_page_runs() -> None:
     pytest.importorskip("torch_geometric")
-    (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    code, _ = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     quiet = "accelerator='cpu', logger=False, enable_checkpointing=False, enable_progress_bar=False"
     space: dict[str, Any] = {}
     with global_seed():
@@ -31,7 +31,7 @@ def test_the_code_of_the_page_runs() -> None:
 
 def test_a_dict_as_mace_takes_it() -> None:
     """As the page declares it, on a network that keeps the symmetry."""
-    (declared,) = re.findall(r"^    (Symmetry\(.*?)\n\n", PAGE.read_text(), re.DOTALL | re.MULTILINE)
+    _, declared = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     symmetry = eval(declared, {"Symmetry": Symmetry})
     shapes = []
 

@@ -104,8 +104,11 @@ def sets(path: Path) -> None:
     shown = [
         line for line in lines
         if line["rate"] == 0.01 and line["size"] == 1 and line["noise"] == "relative" and line["k"] in (1, 3)
+        and (line["start"] == "mirrored" or (line["start"] == "wrong" and not line["control"]))
     ]  # fmt: skip
-    picture(path, [(title(line), arm_rows({}, line["arms"])) for line in shown])
+    picture(path, [
+        (title(line), arm_rows({}, {arm: line["arms"][arm] for arm in ARMS if arm in line["arms"]})) for line in shown
+    ])  # fmt: skip
 
 
 ARMS = ("strict", "restarts", "block-normalised", "free", "triangle 0", "drop", "nearest", "relabel", "across")
@@ -155,7 +158,7 @@ def picture(path: Path, panels: list[tuple[str, list[Row]]]) -> None:
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    columns = min(4, len(panels))
+    columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
     arms = list(dict.fromkeys(row["arm"] for _, found in panels for row in found))
     figure, axes = plt.subplots(
@@ -281,4 +284,6 @@ def hidden(path: Path) -> None:
         "changed at half of the run, as a part of the network:",
         markdown([*keys, "the teacher's", "as many regular ones", "most often", "median cost"], found),
     )
+    shares = by_cell(rows, keys, lambda row: f"{row['solved']:.2f}")
+    write_md(path.with_name(f"{path.stem}_excerpt.jsonl"), shares, like=path)
     picture(path, [(f"{r['group']}, k = {r['k']}, {r['student']}", arm_rows({}, r["arms"])) for r in lines])

@@ -79,7 +79,7 @@ class ConstraintRelaxation(BranchCallback):
         lie_weight: weight of the Lie penalty, in units of the task loss. None: 1 where branches are dropped, else 0.
         norm_weight: weight of the norm penalty, likewise.
         branch: "linear" (a convolution beside a convolution) or "mlp".
-        init_scale: size of W x over that of x at the start.
+        init_scale: size of W x over that of x at the start. None: 0.01 where branches are dropped, else 0.3.
         evaluate: "projected", "relaxed" or "both".
         horizon: optimizer steps of the whole run, where the Trainer cannot know them.
         seed: of the branches' first weights.
@@ -121,18 +121,19 @@ class ConstraintRelaxation(BranchCallback):
         lie_weight: float | None = None,
         norm_weight: float | None = None,
         branch: Literal["linear", "mlp"] = "linear",
-        init_scale: float = 0.01,
+        init_scale: float | None = None,
         evaluate: Evaluate = "projected",
         horizon: int | None = None,
         seed: int = 0,
         instruments: Instruments | str | None = None,
         name: str = "constraint_relaxation",
     ) -> None:
+        drops = projection == "drop"
         super().__init__(
             layers,
             families=families,
             branch=branch,
-            init_scale=init_scale,
+            init_scale=(0.01 if drops else 0.3) if init_scale is None else init_scale,
             evaluate=evaluate,
             symmetry=symmetry,
             network=network,
@@ -143,7 +144,6 @@ class ConstraintRelaxation(BranchCallback):
         )
         if projection not in ("drop", "nearest", "relabel"):
             raise ValueError(f"expected projection to be 'drop', 'nearest' or 'relabel', got {projection!r}")
-        drops = projection == "drop"
         if not drops and branch != "linear":
             raise ValueError(
                 f"projection={projection!r} folds matrices into the layers' weights, and a branch {branch!r} has a "
