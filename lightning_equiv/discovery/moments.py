@@ -164,7 +164,7 @@ def scalars_per_thing(parts: Sequence[Part]) -> list[Part]:
     counts = {p.things for p in parts if p.kind == "vectors" and p.things.endswith("each")}
     found = []
     for p in parts:
-        things = f"{p.rows.shape[1]} each"
+        things = f"{p.rows.shape[1]} each" if p.rows.ndim == 2 else ""
         if p.kind == "scalars" and p.things == "" and things in counts:
             n, count = p.rows.shape
             p = Part(p.rows.reshape(-1, 1), torch.arange(n).repeat_interleave(count), things, p.kind, p.from_labels)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import lightning as L
@@ -20,7 +20,7 @@ from lightning_equiv.wiring.training_step import loss_of, own_training_step
 
 
 @contextmanager
-def dry_training(module: L.LightningModule, full_precision: bool = False) -> Iterator[None]:
+def dry_training(module: L.LightningModule, full_precision: bool = False, recorded: bool = False) -> Iterator[None]:
     """Inside, the user's training step, what is differentiated of it included, leaves no trace.
 
     Nothing is logged, no metric, buffer or random generator moves, no recorder remembers a call, and what is compiled
@@ -30,6 +30,7 @@ def dry_training(module: L.LightningModule, full_precision: bool = False) -> Ite
     Args:
         module: whose step it is.
         full_precision: without autocast.
+        recorded: whether recorders remember its calls of the network.
     """
 
     def log(*_: Any, **__: Any) -> None:
@@ -48,7 +49,7 @@ def dry_training(module: L.LightningModule, full_precision: bool = False) -> Ite
             metrics_kept(module),
             random_state_kept(),
             buffers_kept(module, every=True),
-            recording_paused(),
+            nullcontext() if recorded else recording_paused(),
             extra_pass(module),
             torch.compiler.set_stance("force_eager"),
             autocast,
@@ -60,9 +61,12 @@ def dry_training(module: L.LightningModule, full_precision: bool = False) -> Ite
 
 
 def dry_training_loss(module: L.LightningModule, batch: Any, batch_idx: int) -> float | None:
-    """The loss of the user's own training step for a batch, without strategies; None where it returns none."""
+    """The loss of the user's own training step for a batch, without strategies; None where it returns none.
+
+    Recorders remember its calls of the network.
+    """
     step = own_training_step(module)
     args = (batch, batch_idx) if is_param_in_hook_signature(step, "batch_idx", min_args=2) else (batch,)
-    with dry_training(module), torch.enable_grad():  # a network may differentiate inside
+    with dry_training(module, recorded=True), torch.enable_grad():  # a network may differentiate inside
         loss = loss_of(step(*args))
     return None if loss is None else float(loss.detach())
