@@ -17,6 +17,7 @@ _OURS = {
     *("max_steps", "max_epochs", "max_time", "fast_dev_run", "barebones"),
     *("callbacks", "logger", "enable_checkpointing", "devices", "num_nodes"),
 }
+_LARGER = ("accuracy", "auroc", "f1", "precision", "recall")  # words in names of figures of which more is better
 
 
 def check(plan: Plan, ways: Mapping[str, Way], seeds: Sequence[int], reference: str) -> None:
@@ -36,6 +37,12 @@ def check(plan: Plan, ways: Mapping[str, Way], seeds: Sequence[int], reference: 
     for what, value, options in (("mode", plan.mode, ("min", "max")), ("equal", equal, ("steps", "compute"))):
         if value not in options:
             raise ValueError(f"expected {what} to be one of {options}, got {value!r}")
+    if against := [name for name in plan.judged if plan.mode == "min" and any(word in name for word in _LARGER)]:
+        raise ValueError(
+            f"mode='min' says that smaller is better, also of what is judged, and {against} look like figures of which "
+            "more is better: expected figures of one direction; log an error, 1 - accuracy, in the test step, or watch "
+            "such a figure in validation, too, with mode='max'"
+        )
     if taken := [name for name in plan.trainer if name in _OURS]:
         raise ValueError(f"trainer: {taken} are set by the comparison; expected other arguments of the Trainer")
     if unknown := set(plan.trainer) - set(inspect.signature(L.Trainer.__init__).parameters):

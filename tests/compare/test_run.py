@@ -296,6 +296,12 @@ def test_ways_with_unequal_trials_are_refused(tmp_path):
         run(tmp_path / "r.jsonl", ways=ways)
 
 
+def test_an_accuracy_judged_by_the_smaller_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"\['test_accuracy'\] look like figures of which more is better"):
+        run(tmp_path / "r.jsonl", judge=["test_loss", "test_accuracy"])
+    assert not (tmp_path / "r.jsonl").exists()
+
+
 # ---- equal compute -----------------------------------------------------------------------------------------------
 def test_equal_compute_gives_steps_by_measured_costs(tmp_path, soon_measured, monkeypatch):
     results = tmp_path / "r.jsonl"
