@@ -42,10 +42,13 @@ def trained_teacher(seed: int, data: partial[ChargedDataModule], steps: int, pat
     module = Particles(E3nnMessagePassing("16x0e+16x1o", num_layers=3), lr=1e-2)
     if not file.exists():
         silent = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
-        trainer = L.Trainer(max_steps=steps, accelerator="cpu", limit_val_batches=0, **silent)
-        trainer.fit(module, datamodule=data(seed=seed))
+        own = data(seed=seed)
+        epochs = -(-steps // len(own.train_dataloader()))  # so that the bar knows how many
+        trainer = L.Trainer(max_steps=steps, max_epochs=epochs, accelerator="cpu", limit_val_batches=0, **silent)
+        trainer.fit(module, datamodule=own)
         file.parent.mkdir(parents=True, exist_ok=True)
         torch.save(module.net.state_dict(), file)
+        print(f"written: {file}")
     module.net.load_state_dict(torch.load(file))
     return module.net
 

@@ -96,7 +96,7 @@ def main(argv: list[str] | None = None) -> None:
         csv.writer(file).writerows([header, *rows])
     table = "\n".join(f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows))
     path.with_suffix(".md").write_text(f"`python examples/without_a_trainer.py`\n\n{table}\n")
-    print(table)
+    print(f"{table}\nwritten: {path}, .md")
 
 
 if __name__ == "__main__":

@@ -211,7 +211,8 @@ def main() -> None:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    print(written, f"\nwritten to {log}, {cost_file} and {args.output / 'remul_cost.md'}")
+    print(f"{written}\nwritten: {args.output / 'remul_cost'}.jsonl, .json, .csv, .md")
+    print(f"written: {args.output / 'remul_step_cost.md'}")
 
 
 if __name__ == "__main__":

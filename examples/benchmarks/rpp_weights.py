@@ -87,6 +87,7 @@ def main() -> None:
                 f"{kept:g}{f', {fmean(shares):.2g}' if shares else ''}",
             ]
         print(f"| {way} | " + " | ".join(cells) + " |")
+    print(f"written: {args.out / 'rpp_weights.csv'}")
 
 
 if __name__ == "__main__":
