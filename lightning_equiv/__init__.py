@@ -79,7 +79,7 @@ from lightning_equiv.symmetry.symmetry import Symmetry
 if TYPE_CHECKING:
     from lightning_equiv import datasets as datasets  # imported when it is first asked for, see __getattr__
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "ACE",
