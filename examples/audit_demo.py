@@ -23,8 +23,6 @@ from pathlib import Path
 import lightning as L
 import torch
 from nbody_remul import SYMMETRY, WAYS
-from networks.tasks import Particles
-from networks.transformer import ParticleTransformer
 from torch import Tensor, nn
 from torch_geometric.data import Batch, Data
 from torch_geometric.loader import DataLoader
@@ -33,6 +31,8 @@ from torch_geometric.nn import SchNet
 from lightning_equiv import EquivarianceReport, Invariant, Point, Symmetry, audit
 from lightning_equiv.datasets import radius_graph
 from lightning_equiv.datasets.nbody import GravityDataModule
+from lightning_equiv.networks.tasks import Particles
+from lightning_equiv.networks.transformer import ParticleTransformer
 
 PAGES = {  # what stands side by side, by its name on the page; one network is a page by itself
     "audit_nbody": {"plain": "nbody_plain", "augmentation": "nbody_augmentation", "REMUL": "nbody_remul"},

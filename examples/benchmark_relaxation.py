@@ -20,12 +20,12 @@ from pathlib import Path
 
 import torch
 from nbody_constraint_relaxation import LAYERS, SYMMETRY
-from networks.e3nn_message_passing import E3nnMessagePassing
-from networks.tasks import Particles
 from torch import Tensor
 
 from lightning_equiv import RECM, BlockNormalizedAdam, ConstraintRelaxation
 from lightning_equiv.datasets.nbody import charged_dataset
+from lightning_equiv.networks.e3nn_message_passing import E3nnMessagePassing
+from lightning_equiv.networks.tasks import Particles
 
 
 def seconds(calls: list[Callable[[], object]], rounds: int) -> list[float]:

@@ -15,14 +15,14 @@ from pathlib import Path
 
 import lightning as L
 import torch
-from networks.e3nn_message_passing import E3nnMessagePassing
-from networks.tasks import Particles
-from networks.transformer import ParticleTransformer
 from shared.command_line import arguments, show
 from torch import nn
 
 from lightning_equiv import GroupAugmentation, Invariant, Symmetry, Way, compare
 from lightning_equiv.datasets import ChargedDataModule
+from lightning_equiv.networks.e3nn_message_passing import E3nnMessagePassing
+from lightning_equiv.networks.tasks import Particles
+from lightning_equiv.networks.transformer import ParticleTransformer
 
 INPUTS = ["charges", "positions", "velocities"]
 MOVED = {"charges": Invariant(), "positions": "1o", "velocities": "1o"}
