@@ -40,6 +40,7 @@ from lightning_equiv import (
     EdgeNumbers,
     EquivarianceError,
     EquivarianceMonitor,
+    EquivarianceProjection,
     EquivarianceReport,
     EquivarianceSpectrum,
     EquivariantLinear,
@@ -58,9 +59,11 @@ from lightning_equiv import (
     LayerFamily,
     LayerwiseError,
     LayerwiseErrors,
+    LearnedGenerators,
     LieDerivativeError,
     NodeIndex,
     NoiseFloor,
+    OptimisedCanonicaliser,
     OrientedErrors,
     Per,
     Permutation,
@@ -75,11 +78,15 @@ from lightning_equiv import (
     Shifted,
     SoftnessCurve,
     Spectrum,
+    SymmetrizeAtTest,
+    Symmetrized,
     Symmetry,
     SymmetryCallback,
     SymmetryCloning,
     SymmetryMixin,
     SymmetryModule,
+    SymmetryReport,
+    SymmetryShare,
     Teacher,
     Translation,
     VectorChannelsLast,
@@ -96,12 +103,16 @@ from lightning_equiv import (
     compare,
     equivariance_error,
     equivariance_spectrum,
+    gram_schmidt,
     layerwise_error,
+    learned_generators,
     lie_derivative_error,
     noise_floor,
     oriented_errors,
     soften,
     softness_curve,
+    symmetry_report,
+    symmetry_share,
     translations,
     turns,
     worst_case,
@@ -208,6 +219,29 @@ def accumulated() -> float:
     return float(value) + float(values["total"]) + sum(float(next(iter(found.values()))) for found in named)
 
 
+def symmetrized() -> Tensor:
+    network, x = Stretch(), torch.randn(8, 3)
+
+    def score(x: Tensor) -> Tensor:
+        return x[..., 0]
+
+    whole: nn.Module = Symmetrized(network, VECTORS, num_samples=4)
+    canonicaliser = OptimisedCanonicaliser(score, VECTORS, steps=1)
+    frames: Tensor = gram_schmidt(torch.randn(8, 3, 3), reflections=False)
+    share: SymmetryShare = symmetry_share(network, x, VECTORS, x, num_samples=4)
+    assert isinstance(canonicaliser, nn.Module)
+    assert isinstance(SymmetrizeAtTest(VECTORS), L.Callback)
+    out: Tensor = whole(x)
+    return out.sum() + frames.sum() + share.share
+
+
+def discovered() -> tuple[str, int]:
+    x = torch.randn(64, 3)
+    report: SymmetryReport = symmetry_report(x, VECTORS, draws=99)
+    learned: LearnedGenerators = learned_generators(lambda x: x.norm(dim=-1), x, fits=1)
+    return str(report), len(learned.matrices)
+
+
 class Own(SymmetryCallback):
     def _attach(self, module: L.LightningModule, undo: ExitStack) -> None:
         pass
@@ -223,6 +257,7 @@ def strategies() -> list[SymmetryCallback]:
     watched = Instruments("loss", every=10)
     branches: list[SymmetryCallback] = [ConstraintRelaxation(symmetry, layers, instruments=watched)]
     branches += [RECM(symmetry, layers), ACE(symmetry, layers, families=families), RPP(symmetry, layers)]
+    branches += [EquivarianceProjection(symmetry, layers)]
     return [REMUL(VECTORS, "net", target=1), GroupAugmentation(VECTORS), *branches, Own(name="own")]
 
 
@@ -321,4 +356,4 @@ def molecules() -> Tensor:
 if __name__ == "__main__":
     print(citation(REMUL), lightning_equiv.datasets.GravityDataModule, lightning_equiv.__version__)
     print(groups(), elements(), representations(), measured(), accumulated(), softened(), trained(), simulated())
-    print(len(strategies()), len(cloned()), reported(Path()))
+    print(symmetrized(), len(strategies()), len(cloned()), reported(Path()))
