@@ -23,8 +23,6 @@ from pathlib import Path
 import lightning as L
 import torch
 from nbody_remul import SYMMETRY, WAYS
-from networks.tasks import Particles
-from networks.transformer import ParticleTransformer
 from torch import Tensor, nn
 from torch_geometric.data import Batch, Data
 from torch_geometric.loader import DataLoader
@@ -33,6 +31,8 @@ from torch_geometric.nn import SchNet
 from lightning_equiv import EquivarianceReport, Invariant, Point, Symmetry, audit
 from lightning_equiv.datasets import radius_graph
 from lightning_equiv.datasets.nbody import GravityDataModule
+from lightning_equiv.networks.tasks import Particles
+from lightning_equiv.networks.transformer import ParticleTransformer
 
 PAGES = {  # what stands side by side, by its name on the page; one network is a page by itself
     "audit_nbody": {"plain": "nbody_plain", "augmentation": "nbody_augmentation", "REMUL": "nbody_remul"},
@@ -65,6 +65,7 @@ def nbody_reports(options: argparse.Namespace) -> dict[str, EquivarianceReport]:
             reports["nbody_untrained"] = report("untrained Transformer", module.net)
         L.Trainer(
             max_steps=STEPS[preset],
+            max_epochs=-(-STEPS[preset] // len(data.train_dataloader())),  # so that the bar knows how many
             gradient_clip_val=10.0,
             limit_val_batches=0,
             callbacks=WAYS[name].make_callbacks({}, options.seed),
@@ -196,7 +197,9 @@ def main(arguments: list[str] | None = None) -> dict[str, EquivarianceReport]:
     for name, page in PAGES.items():
         write_page(name, {title: reports[key] for title, key in page.items()}, options.out, command)
         print((options.out / f"{name}.csv").read_text())
-    print(f"pages and pictures: {', '.join(str(options.out / f'{name}.html') for name in PAGES)}")
+    for name in PAGES:
+        print(f"written: {options.out / name}.html, .md, .csv, .png")
+    print(f"written: {', '.join(f'{options.out}/audit_{name}.json' for name in reports)}")
     return reports
 
 

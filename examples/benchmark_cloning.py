@@ -68,6 +68,7 @@ def main() -> None:
     if options.csv is not None:
         with options.csv.open("w", newline="") as file:
             csv.writer(file).writerows(rows)
+        print(f"written: {options.csv}")
 
 
 if __name__ == "__main__":

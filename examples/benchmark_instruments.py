@@ -17,14 +17,14 @@ import nbody_constraint_relaxation as charges
 import shapes_constraint_relaxation as solids
 import torch
 from benchmark_relaxation import seconds, stepper
-from networks.e3nn_message_passing import E3nnMessagePassing
-from networks.tasks import Particles, Task
-from networks.vector_neurons import VNLinear
 from torch import Tensor
 
 from lightning_equiv import ConstraintRelaxation, Instruments, Symmetry
 from lightning_equiv.datasets import charged_dataset, shapes_dataset
 from lightning_equiv.layers.choose import Layers
+from lightning_equiv.networks.e3nn_message_passing import E3nnMessagePassing
+from lightning_equiv.networks.tasks import Particles, Task
+from lightning_equiv.networks.vector_neurons import VNLinear
 
 EVERY = 100
 
@@ -82,6 +82,7 @@ def main() -> None:
     if options.csv is not None:
         with options.csv.open("w", newline="") as file:
             csv.writer(file).writerows(table)
+        print(f"written: {options.csv}")
 
 
 if __name__ == "__main__":

@@ -25,10 +25,10 @@ from typing import Any, NamedTuple
 import torch
 from e3nn import o3
 from e3nn.util.test import equivariance_error as e3nn_equivariance_error
-from networks.egnn import EGNN
 from torch import Tensor, nn
 
 from lightning_equiv import Symmetry, equivariance_error
+from lightning_equiv.networks.egnn import EGNN
 
 IRREPS = "16x0e+8x1o+4x2e"
 MOST_SECONDS = 40  # for one network, in more than five rounds
@@ -273,6 +273,7 @@ def main() -> None:
     if args.csv is not None:
         with args.csv.open("w", newline="") as file:
             csv.writer(file).writerows([header, *rows])
+        print(f"written: {args.csv}")
 
 
 if __name__ == "__main__":

@@ -20,12 +20,12 @@ from pathlib import Path
 
 import torch
 from nbody_constraint_relaxation import LAYERS, SYMMETRY
-from networks.e3nn_message_passing import E3nnMessagePassing
-from networks.tasks import Particles
 from torch import Tensor
 
 from lightning_equiv import RECM, BlockNormalizedAdam, ConstraintRelaxation
 from lightning_equiv.datasets.nbody import charged_dataset
+from lightning_equiv.networks.e3nn_message_passing import E3nnMessagePassing
+from lightning_equiv.networks.tasks import Particles
 
 
 def seconds(calls: list[Callable[[], object]], rounds: int) -> list[float]:
@@ -126,6 +126,7 @@ def main() -> None:
     if options.csv is not None:
         with options.csv.open("w", newline="") as file:
             csv.writer(file).writerows(rows)
+        print(f"written: {options.csv}")
 
 
 if __name__ == "__main__":

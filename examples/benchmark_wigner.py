@@ -67,6 +67,7 @@ def main() -> None:
     if args.csv is not None:
         with args.csv.open("w", newline="") as file:
             csv.writer(file).writerows([header, *rows])
+        print(f"written: {args.csv}")
 
 
 if __name__ == "__main__":

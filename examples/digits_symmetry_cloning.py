@@ -19,8 +19,6 @@ from __future__ import annotations
 
 from functools import partial
 
-from networks.layered import LayeredNetwork, mlp
-from networks.tasks import Classifier
 from shared.command_line import arguments, show
 
 from lightning_equiv import (
@@ -34,6 +32,8 @@ from lightning_equiv import (
     compare,
 )
 from lightning_equiv.datasets import DigitsDataModule
+from lightning_equiv.networks.layered import LayeredNetwork, mlp
+from lightning_equiv.networks.tasks import Classifier
 
 TEACHER = GroupConvolution("C4", 8, kernel_size=5, lift=True)
 SYMMETRY = Symmetry("C4", inputs=Image(), outputs=Invariant())

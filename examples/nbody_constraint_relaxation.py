@@ -15,12 +15,12 @@ from __future__ import annotations
 
 from functools import partial
 
-from networks.e3nn_message_passing import E3nnMessagePassing
-from networks.tasks import Particles
 from shared.command_line import arguments, show
 
 from lightning_equiv import ConstraintRelaxation, Invariant, Symmetry, Way, compare
 from lightning_equiv.datasets import ChargedDataModule
+from lightning_equiv.networks.e3nn_message_passing import E3nnMessagePassing
+from lightning_equiv.networks.tasks import Particles
 
 LAYERS = "net.layers.*.update"  # the paper relaxes the update tensor products of SEGNN
 SYMMETRY = Symmetry("O(3)", inputs={"charges": Invariant(), "positions": "1o", "velocities": "1o"}, outputs="1o")

@@ -14,13 +14,13 @@ from __future__ import annotations
 
 from functools import partial
 
-from networks.e3nn_message_passing import E3nnMessagePassing
-from networks.tasks import Particles
-from networks.unconstrained import unconstrained
 from shared.command_line import arguments, show
 
 from lightning_equiv import RECM, Invariant, Symmetry, Way, compare
 from lightning_equiv.datasets import ChargedDataModule
+from lightning_equiv.networks.e3nn_message_passing import E3nnMessagePassing
+from lightning_equiv.networks.tasks import Particles
+from lightning_equiv.networks.unconstrained import unconstrained
 
 LAYERS = "net.layers.*.update"
 SYMMETRY = Symmetry("O(3)", inputs={"charges": Invariant(), "positions": "1o", "velocities": "1o"}, outputs="1o")

@@ -14,12 +14,12 @@ from __future__ import annotations
 
 from functools import partial
 
-from networks.tasks import Particles
-from networks.transformer import ParticleTransformer
 from shared.command_line import arguments, show
 
 from lightning_equiv import REMUL, GroupAugmentation, Invariant, Symmetry, Way, compare
 from lightning_equiv.datasets import GravityDataModule
+from lightning_equiv.networks.tasks import Particles
+from lightning_equiv.networks.transformer import ParticleTransformer
 
 MOVED = {"masses": Invariant(), "positions": "1o", "velocities": "1o"}
 SYMMETRY = Symmetry("SO(3)", inputs=MOVED, outputs="1o", batch={**MOVED, "targets": "1o"})

@@ -15,14 +15,14 @@ from pathlib import Path
 
 import lightning as L
 import torch
-from networks.e3nn_message_passing import E3nnMessagePassing
-from networks.tasks import Particles
-from networks.transformer import ParticleTransformer
 from shared.command_line import arguments, show
 from torch import nn
 
 from lightning_equiv import GroupAugmentation, Invariant, Symmetry, Way, compare
 from lightning_equiv.datasets import ChargedDataModule
+from lightning_equiv.networks.e3nn_message_passing import E3nnMessagePassing
+from lightning_equiv.networks.tasks import Particles
+from lightning_equiv.networks.transformer import ParticleTransformer
 
 INPUTS = ["charges", "positions", "velocities"]
 MOVED = {"charges": Invariant(), "positions": "1o", "velocities": "1o"}
@@ -42,10 +42,13 @@ def trained_teacher(seed: int, data: partial[ChargedDataModule], steps: int, pat
     module = Particles(E3nnMessagePassing("16x0e+16x1o", num_layers=3), lr=1e-2)
     if not file.exists():
         silent = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
-        trainer = L.Trainer(max_steps=steps, accelerator="cpu", limit_val_batches=0, **silent)
-        trainer.fit(module, datamodule=data(seed=seed))
+        own = data(seed=seed)
+        epochs = -(-steps // len(own.train_dataloader()))  # so that the bar knows how many
+        trainer = L.Trainer(max_steps=steps, max_epochs=epochs, accelerator="cpu", limit_val_batches=0, **silent)
+        trainer.fit(module, datamodule=own)
         file.parent.mkdir(parents=True, exist_ok=True)
         torch.save(module.net.state_dict(), file)
+        print(f"written: {file}")
     module.net.load_state_dict(torch.load(file))
     return module.net
 

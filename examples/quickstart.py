@@ -51,7 +51,7 @@ for way, callbacks in {"plain": [], "REMUL": [REMUL(symmetry, "net", weight=10.0
     samples = {name: data.samples("ood")[name] for name in inputs}
     before = error(module.net, **samples)
     steps = 2 if "--fast-dev-run" in sys.argv else 2000
-    trainer = L.Trainer(max_steps=steps, limit_val_batches=0, callbacks=callbacks, **quiet)
+    trainer = L.Trainer(max_steps=steps, max_epochs=20, limit_val_batches=0, callbacks=callbacks, **quiet)
     trainer.fit(module, data)
     mse, turned = (mse for test in trainer.test(module, data, verbose=False) for mse in test.values())
     after = error(module.net, **samples)

@@ -14,12 +14,12 @@ from __future__ import annotations
 
 from functools import partial
 
-from networks.tasks import Classifier
-from networks.vector_neurons import VectorNeuronClassifier, VNLinear
 from shared.command_line import arguments, show
 
 from lightning_equiv import ConstraintRelaxation, Invariant, Symmetry, Way, compare
 from lightning_equiv.datasets import SHAPE_CLASSES, ShapesDataModule
+from lightning_equiv.networks.tasks import Classifier
+from lightning_equiv.networks.vector_neurons import VectorNeuronClassifier, VNLinear
 
 SYMMETRY = Symmetry("SO(3)", inputs="1o", outputs=Invariant())
 WAYS = {

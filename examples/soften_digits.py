@@ -25,12 +25,12 @@ from typing import Any
 import lightning as L
 import torch
 from matplotlib.figure import Figure
-from networks.tasks import Classifier
 from shared.command_line import arguments
 from torch import Tensor, nn
 
 from lightning_equiv import GroupAugmentation, Image, Invariant, SoftnessCurve, Symmetry, soften, softness_curve
 from lightning_equiv.datasets import DigitsDataModule
+from lightning_equiv.networks.tasks import Classifier
 
 SYMMETRY = Symmetry("C4", inputs=Image(), outputs=Invariant(), batch={"images": Image(), "labels": Invariant()})
 SOFTNESSES = (0.0, 0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 1.0)

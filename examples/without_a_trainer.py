@@ -17,7 +17,6 @@ import itertools
 from pathlib import Path
 
 import torch
-from networks.e3nn_message_passing import E3nnMessagePassing
 from torch import Tensor
 
 from lightning_equiv import (
@@ -29,6 +28,7 @@ from lightning_equiv import (
     equivariance_error,
 )
 from lightning_equiv.datasets import ChargedDataModule
+from lightning_equiv.networks.e3nn_message_passing import E3nnMessagePassing
 
 SYMMETRY = Symmetry("O(3)", inputs={"charges": Invariant(), "positions": "1o", "velocities": "1o"}, outputs="1o")
 
@@ -96,7 +96,7 @@ def main(argv: list[str] | None = None) -> None:
         csv.writer(file).writerows([header, *rows])
     table = "\n".join(f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows))
     path.with_suffix(".md").write_text(f"`python examples/without_a_trainer.py`\n\n{table}\n")
-    print(table)
+    print(f"{table}\nwritten: {path}, .md")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,10 @@
 """lightning_equiv: relaxed equivariance for any LightningModule."""
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from lightning_equiv.audit.report import EquivarianceReport
 from lightning_equiv.audit.run import audit
 from lightning_equiv.citation import citation
@@ -71,7 +76,10 @@ from lightning_equiv.symmetrize.softness_curve import SoftnessCurve, softness_cu
 from lightning_equiv.symmetrize.symmetrized import Symmetrized
 from lightning_equiv.symmetry.symmetry import Symmetry
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:
+    from lightning_equiv import datasets as datasets  # imported when it is first asked for, see __getattr__
+
+__version__ = "0.2.0"
 
 __all__ = [
     "ACE",
@@ -179,3 +187,15 @@ __all__ = [
     "turns",
     "worst_case",
 ]
+
+_LATER = ("datasets",)  # sub-packages that not everybody needs
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATER:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATER})

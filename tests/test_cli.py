@@ -13,7 +13,6 @@ import torch
 import yaml
 
 import lightning_equiv
-from examples.networks.transformer import ParticleTransformer
 from lightning_equiv import (
     REMUL,
     ConstraintRelaxation,
@@ -25,6 +24,7 @@ from lightning_equiv import (
     datasets,
 )
 from lightning_equiv.__main__ import main
+from lightning_equiv.networks.transformer import ParticleTransformer
 from tests.contracts import GROUPS, REPRESENTATIONS
 
 ROOT = Path(__file__).parents[1]

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def public_names() -> set[str]:
-    names = {name for name, value in vars(lightning_equiv).items() if callable(value)}
+    names = set(lightning_equiv.__all__)
     return names | {name for name in vars(datasets) if name.endswith("DataModule")}
 
 

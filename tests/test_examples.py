@@ -88,6 +88,11 @@ def test_runs(script: str, tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
+    assert "/-2" not in done.stderr + done.stdout  # Lightning's bar of a run without a number of epochs
+    written = [line for line in done.stdout.splitlines() if line.startswith(("written: ", "runs: "))]
+    for file in tmp_path.glob("*.*"):
+        if file.is_file() and file.suffix != ".lock":
+            assert any(str(file.with_suffix("")) in line and file.suffix in line for line in written), file.name
     for file in tmp_path.glob("*_fast_dev_run.jsonl"):
         assert all_ok(file)
     if script == "quickstart.py":

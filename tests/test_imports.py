@@ -26,6 +26,7 @@ ROOMS = [
     "audit",
     "compare",
     "modules",
+    "networks",
 ]
 ALONE = {"wiring"}  # imports nothing else of ours
 FREE = {"_checks", "_random"}  # below all rooms

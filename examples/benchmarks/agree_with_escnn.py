@@ -528,6 +528,7 @@ def main() -> None:
             for title, (header, *rows) in tables.items():
                 for i, row in enumerate(rows):
                     writer.writerows([title, i, h, cell] for h, cell in zip(header, row, strict=True))
+        print(f"written: {args.out / 'agree_with_escnn'}.md, .csv")
 
 
 if __name__ == "__main__":

@@ -47,8 +47,8 @@ from lightning_equiv import (
 from lightning_equiv.representations.wigner import rotate_irreps
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from networks.e3nn_message_passing import E3nnMessagePassing
-from networks.transformer import ParticleTransformer
+from lightning_equiv.networks.e3nn_message_passing import E3nnMessagePassing
+from lightning_equiv.networks.transformer import ParticleTransformer
 
 IRREPS = "64x0e+64x1o+64x2e"
 LARGEST_DENSE = 1024  # e3nn's dense matrix takes 1.4 GB at this size
@@ -316,7 +316,7 @@ def networks(bench: Bench, size: Size) -> None:
     name = "Transformer with REMUL"
     nets: dict[str, nn.Module] = {name: transformer(size), "e3nn": message_passing(size)}
     if importlib.util.find_spec("se3_transformer_pytorch"):
-        from networks.se3_peer import SE3TransformerPeer
+        from lightning_equiv.networks.se3_peer import SE3TransformerPeer
 
         nets["se3-transformer-pytorch"] = SE3TransformerPeer()
     else:
@@ -356,6 +356,7 @@ def main() -> None:
     if options.csv is not None:
         with options.csv.open("w", newline="") as file:
             csv.writer(file).writerows([HEADER, *bench.rows])
+        print(f"written: {options.csv}")
 
 
 if __name__ == "__main__":

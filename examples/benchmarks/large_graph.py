@@ -257,7 +257,7 @@ def main() -> None:
         writer.writeheader()
         writer.writerows(rows)
     draw(rows, args.output / "large_graph.png")
-    print(written, f"\nwritten to {args.output / 'large_graph'}.jsonl, .csv, .md and .png")
+    print(f"{written}\nwritten: {args.output / 'large_graph'}.jsonl, .csv, .md, .png")
 
 
 if __name__ == "__main__":

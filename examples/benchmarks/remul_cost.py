@@ -25,11 +25,11 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import lightning as L
 import torch
-from networks.transformer import ParticleTransformer
 from torch import Tensor
 
 from lightning_equiv import REMUL, EquivarianceError, Invariant, Symmetry
 from lightning_equiv.datasets import GravityDataModule
+from lightning_equiv.networks.transformer import ParticleTransformer
 
 INPUTS = {"masses": Invariant(), "positions": "1o", "velocities": "1o"}
 SYMMETRY = Symmetry("SO(3)", inputs=INPUTS, outputs="1o")
@@ -211,7 +211,8 @@ def main() -> None:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    print(written, f"\nwritten to {log}, {cost_file} and {args.output / 'remul_cost.md'}")
+    print(f"{written}\nwritten: {args.output / 'remul_cost'}.jsonl, .json, .csv, .md")
+    print(f"written: {args.output / 'remul_step_cost.md'}")
 
 
 if __name__ == "__main__":

@@ -286,10 +286,13 @@ def main() -> None:
     for name, c in found.items():
         c.save(folder / f"{name}.csv")
         c.save(folder / f"{name}.png")
-    (folder / "results.md" if options.out else ROOT / "docs" / "results.md").write_text(page(found), encoding="utf-8")
+    own = folder / "results.md" if options.out else ROOT / "docs" / "results.md"
+    own.write_text(page(found), encoding="utf-8")
     if "gravity" in found and not options.out:
         put(first_table(found["gravity"]), ROOT / "README.md")
-    print(f"written: {folder} ({', '.join(found)})")
+    print(f"written: {own}" + (" and the first table of README.md" if "gravity" in found and not options.out else ""))
+    for name in found:
+        print(f"written: {folder / name}.csv, .png")
 
 
 if __name__ == "__main__":

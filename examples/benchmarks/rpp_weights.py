@@ -20,10 +20,10 @@ import lightning as L
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from examples.networks.e3nn_message_passing import E3nnMessagePassing  # noqa: E402
-from examples.networks.tasks import Particles  # noqa: E402
 from lightning_equiv import ACE, RPP  # noqa: E402
 from lightning_equiv.datasets import ChargedDataModule  # noqa: E402
+from lightning_equiv.networks.e3nn_message_passing import E3nnMessagePassing  # noqa: E402
+from lightning_equiv.networks.tasks import Particles  # noqa: E402
 
 LAYERS = "net.layers.*.update"
 WAYS = {
@@ -87,6 +87,7 @@ def main() -> None:
                 f"{kept:g}{f', {fmean(shares):.2g}' if shares else ''}",
             ]
         print(f"| {way} | " + " | ".join(cells) + " |")
+    print(f"written: {args.out / 'rpp_weights.csv'}")
 
 
 if __name__ == "__main__":

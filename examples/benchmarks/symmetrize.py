@@ -30,11 +30,6 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import lightning as L
 import torch
-from networks.e3nn_message_passing import E3nnMessagePassing
-from networks.scaled import Scaled
-from networks.se3_peer import SE3TransformerPeer
-from networks.tasks import Particles
-from networks.transformer import ParticleTransformer
 from torch import Tensor, nn
 
 from lightning_equiv import (
@@ -48,6 +43,11 @@ from lightning_equiv import (
     symmetry_share,
 )
 from lightning_equiv.datasets import GravityDataModule
+from lightning_equiv.networks.e3nn_message_passing import E3nnMessagePassing
+from lightning_equiv.networks.scaled import Scaled
+from lightning_equiv.networks.se3_peer import SE3TransformerPeer
+from lightning_equiv.networks.tasks import Particles
+from lightning_equiv.networks.transformer import ParticleTransformer
 
 MOVED = {"masses": Invariant(), "positions": "1o", "velocities": "1o"}
 SO3 = Symmetry("SO(3)", inputs=MOVED, outputs="1o", batch={**MOVED, "targets": "1o"})

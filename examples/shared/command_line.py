@@ -46,3 +46,4 @@ def show(comparison: Comparison, options: argparse.Namespace) -> None:
     comparison.print()
     for ending in ("html", "csv", "png"):
         print(f"written: {comparison.save(f'{options.path}.{ending}')}")
+    print(f"runs: {options.runs['results']}")

@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import torch
 from filelock import FileLock
-from tqdm import tqdm
 
 from lightning_equiv._checks import check_number
 from lightning_equiv.compare.checks import check, check_pickled, check_results, check_settled
@@ -22,6 +21,7 @@ from lightning_equiv.compare.costs import affordable_steps, measure_costs
 from lightning_equiv.compare.executors import processes
 from lightning_equiv.compare.made import Spec, class_of
 from lightning_equiv.compare.plan import Extra, Plan
+from lightning_equiv.compare.progress import Progress
 from lightning_equiv.compare.records import Record, RunKey, append, key_of, read
 from lightning_equiv.compare.training import train
 from lightning_equiv.compare.way import PLAIN, Way, as_ways
@@ -187,7 +187,7 @@ def compare(
 
 
 def _costs(
-    plan: Plan, ways: Mapping[str, Way], seed: int, executor: Executor | None, bar: Any
+    plan: Plan, ways: Mapping[str, Way], seed: int, executor: Executor | None, bar: Progress
 ) -> dict[tuple[str, str], Record]:
     """What each way costs, in each case; measured where the results do not have it yet."""
     if plan.budget["equal"] == "steps" and plan.budget["seconds"] is None:
@@ -198,7 +198,7 @@ def _costs(
         for case in plan.cases:
             if all((case, name) in known for name in ways):
                 continue
-            bar.set_postfix_str("measuring what a step costs")
+            bar.now("measuring what a step costs")
             first = {name: way.with_settings(way.trials()[0]) for name, way in ways.items()}
             if executor is None:
                 measured = measure_costs(plan, first, case, seed)
@@ -243,7 +243,7 @@ def _tuned(
     seeds: Sequence[int],
     steps: Mapping[tuple[str, str], int],
     executor: Executor | None,
-    bar: Any,
+    bar: Progress,
 ) -> dict[tuple[str, str], Way]:
     """Each case's ways with the settings of a sweep that validated best."""
     trials = [
@@ -272,29 +272,31 @@ def _or_worst(value: float | None, sign: int) -> float:
     return sign * math.inf if value is None else value
 
 
-def _do(plan: Plan, jobs: Sequence[Job], executor: Executor | None, bar: Any) -> None:
+def _do(plan: Plan, jobs: Sequence[Job], executor: Executor | None, bar: Progress) -> None:
     """Do the runs that are not there yet; wait for those that another process has in hand."""
     there = {key_of(r): r for r in read(plan.results)}
     missing = [job for job in jobs if not _is_there(there.get(job[0]), plan.retry)]
-    bar.update(len(jobs) - len(missing))
+    bar.found(len(jobs) - len(missing))
     elsewhere = []
-    for job, record in _trained(plan, missing, executor):
+    for job, record in _trained(plan, missing, executor, bar):
         if record is None:
             elsewhere.append(job)
             continue
-        bar.update(1)
-        bar.set_postfix_str(_said(job[0]))
+        bar.finished("" if executor is None else f"{_said(job[0])} is done")
         if record["status"] != "ok":
-            bar.write(f"{_said(job[0])} {record['status']}: {record['message'] or 'its validation was not finite'}")
+            bar.say(f"{_said(job[0])} {record['status']}: {record['message'] or 'its validation was not finite'}")
     for job in elsewhere:
-        bar.set_postfix_str(f"waiting for {_said(job[0])}, which another process has in hand")
+        bar.now(f"waiting for {_said(job[0])}, which another process has in hand")
         train(plan, *job, wait=True)
-        bar.update(1)
+        bar.finished()
 
 
-def _trained(plan: Plan, jobs: Sequence[Job], executor: Executor | None) -> Iterator[tuple[Job, Record | None]]:
+def _trained(
+    plan: Plan, jobs: Sequence[Job], executor: Executor | None, bar: Progress
+) -> Iterator[tuple[Job, Record | None]]:
     if executor is None:
         for job in jobs:
+            bar.now(_said(job[0]))
             yield job, train(plan, *job)
         return
     futures = {executor.submit(train, plan, *job): job for job in jobs}
@@ -313,10 +315,10 @@ def _trained(plan: Plan, jobs: Sequence[Job], executor: Executor | None) -> Iter
             future.cancel()
 
 
-def _bar(plan: Plan, ways: Mapping[str, Way], seeds: Sequence[int], sweep_seeds: int, progress: bool) -> Any:
+def _bar(plan: Plan, ways: Mapping[str, Way], seeds: Sequence[int], sweep_seeds: int, progress: bool) -> Progress:
     trials = len(seeds[:sweep_seeds]) * sum(len(way.trials()) for way in ways.values() if way.sweep)
     total = len(plan.cases) * (len(ways) * len(seeds) + trials)
-    return tqdm(total=total, desc="compare", unit="run", disable=not progress, dynamic_ncols=True)
+    return Progress(total, progress)
 
 
 def _said(key: RunKey) -> str:

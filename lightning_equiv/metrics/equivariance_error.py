@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, cast, overload
 
 from torch import Tensor
+from typing_extensions import TypeVar
 
 from lightning_equiv._checks import check_number
 from lightning_equiv.metrics.chunks import ChunkSize
@@ -14,8 +15,10 @@ from lightning_equiv.metrics.ratio_metric import RatioMetric, Sums
 from lightning_equiv.symmetry.call import TOTAL
 from lightning_equiv.symmetry.symmetry import Symmetry, as_symmetry
 
+Errors = TypeVar("Errors", default=Tensor)  # what `compute` returns: a tensor, a dict of them with `per_irrep`
 
-class EquivarianceError(RatioMetric):
+
+class EquivarianceError(RatioMetric[Errors]):
     r"""How far a network is from equivariant, over a data set.
 
     With K group elements g per input x and d = f(g x) - g f(x):
@@ -64,6 +67,48 @@ class EquivarianceError(RatioMetric):
     log_name = "equivariance_error"
     for_zeros = " (kind='absolute' measures such a network)"
 
+    @overload
+    def __init__(
+        self: EquivarianceError[Tensor],
+        symmetry: Symmetry,
+        *,
+        num_samples: int | None = 8,
+        kind: Kind = "relative",
+        chunk_size: ChunkSize = "auto",
+        per_irrep: Literal[False] = False,
+        needs_grad: bool = False,
+        seed: int = 0,
+        **kwargs: Any,
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self: EquivarianceError[dict[str, Tensor]],
+        symmetry: Symmetry,
+        *,
+        num_samples: int | None = 8,
+        kind: Kind = "relative",
+        chunk_size: ChunkSize = "auto",
+        per_irrep: Literal[True],
+        needs_grad: bool = False,
+        seed: int = 0,
+        **kwargs: Any,
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self: EquivarianceError[Tensor | dict[str, Tensor]],
+        symmetry: Symmetry,
+        *,
+        num_samples: int | None = 8,
+        kind: Kind = "relative",
+        chunk_size: ChunkSize = "auto",
+        per_irrep: bool,
+        needs_grad: bool = False,
+        seed: int = 0,
+        **kwargs: Any,
+    ) -> None: ...
+
     def __init__(
         self,
         symmetry: Symmetry,
@@ -95,7 +140,7 @@ class EquivarianceError(RatioMetric):
     def _measure(self, measurement: Measurement) -> Sums:
         return error_sums(measurement, measurement.elements(self.num_samples), self.kind)
 
-    def compute(self) -> Tensor | dict[str, Tensor]:
+    def compute(self) -> Errors:
         """The error over everything seen; a dict of parts with `per_irrep`. NaN, with a warning, before any update."""
         errors = self.values()
-        return errors if self.per_irrep else errors[TOTAL]
+        return cast("Errors", errors if self.per_irrep else errors[TOTAL])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, overload
 
 import torch
 from torch import Tensor
@@ -16,6 +16,57 @@ from lightning_equiv.symmetry.call import TOTAL, BoundTree
 from lightning_equiv.symmetry.symmetry import Symmetry
 
 Kind = Literal["relative", "absolute", "orbit_mean", "max"]
+
+
+@overload
+def equivariance_error(
+    network: Callable[..., Any],
+    args: Any,
+    symmetry: Symmetry,
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    num_samples: int | None = 8,
+    elements: GroupElement | None = None,
+    kind: Kind = "relative",
+    chunk_size: ChunkSize = "auto",
+    generator: torch.Generator | None = None,
+    per_irrep: Literal[False] = False,
+    needs_grad: bool = False,
+) -> Tensor: ...
+
+
+@overload
+def equivariance_error(
+    network: Callable[..., Any],
+    args: Any,
+    symmetry: Symmetry,
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    num_samples: int | None = 8,
+    elements: GroupElement | None = None,
+    kind: Kind = "relative",
+    chunk_size: ChunkSize = "auto",
+    generator: torch.Generator | None = None,
+    per_irrep: Literal[True],
+    needs_grad: bool = False,
+) -> dict[str, Tensor]: ...
+
+
+@overload
+def equivariance_error(
+    network: Callable[..., Any],
+    args: Any,
+    symmetry: Symmetry,
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    num_samples: int | None = 8,
+    elements: GroupElement | None = None,
+    kind: Kind = "relative",
+    chunk_size: ChunkSize = "auto",
+    generator: torch.Generator | None = None,
+    per_irrep: bool,
+    needs_grad: bool = False,
+) -> Tensor | dict[str, Tensor]: ...
 
 
 def equivariance_error(

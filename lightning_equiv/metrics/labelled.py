@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -48,6 +48,57 @@ class OrientedErrors:
     def rmse(self, name: str) -> Tensor:
         """The root mean square error per number over all inputs; `name` of an attribute."""
         return (getattr(self, name).sum() / self.numbers.sum()).clamp_min(0).sqrt()
+
+
+@overload
+def oriented_errors(
+    network: Callable[..., Any],
+    args: Any,
+    symmetry: Symmetry,
+    labels: Tree,
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    num_samples: int | None = 32,
+    elements: GroupElement | None = None,
+    chunk_size: ChunkSize = "auto",
+    generator: torch.Generator | None = None,
+    per_irrep: Literal[False] = False,
+    needs_grad: bool = False,
+) -> OrientedErrors: ...
+
+
+@overload
+def oriented_errors(
+    network: Callable[..., Any],
+    args: Any,
+    symmetry: Symmetry,
+    labels: Tree,
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    num_samples: int | None = 32,
+    elements: GroupElement | None = None,
+    chunk_size: ChunkSize = "auto",
+    generator: torch.Generator | None = None,
+    per_irrep: Literal[True],
+    needs_grad: bool = False,
+) -> dict[str, OrientedErrors]: ...
+
+
+@overload
+def oriented_errors(
+    network: Callable[..., Any],
+    args: Any,
+    symmetry: Symmetry,
+    labels: Tree,
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    num_samples: int | None = 32,
+    elements: GroupElement | None = None,
+    chunk_size: ChunkSize = "auto",
+    generator: torch.Generator | None = None,
+    per_irrep: bool,
+    needs_grad: bool = False,
+) -> OrientedErrors | dict[str, OrientedErrors]: ...
 
 
 def oriented_errors(

@@ -17,12 +17,14 @@ from lightning_equiv.metrics.equivariance_error import EquivarianceError
 from lightning_equiv.metrics.functional import Kind
 from lightning_equiv.metrics.named_metrics import clash_of, computed, named_metrics, names_of
 from lightning_equiv.metrics.plots import check_drawing
+from lightning_equiv.metrics.symmetry_metric import SymmetryMetric
 from lightning_equiv.symmetry.call import TOTAL
 from lightning_equiv.symmetry.symmetry import Symmetry
 from lightning_equiv.wiring.call_recorder import CallRecorder, recording_paused
 from lightning_equiv.wiring.figure_loggers import log_figure
 from lightning_equiv.wiring.network import find_network
 from lightning_equiv.wiring.ranks import mean_over_ranks
+from lightning_equiv.wiring.watched import COMBINED, logged_now, warn_of_watched_errors
 
 
 class EquivarianceMonitor(L.Callback):
@@ -30,8 +32,17 @@ class EquivarianceMonitor(L.Callback):
 
     The network's calls in the user's own `validation_step` (`test_step`) are recorded; after the step the network is
     run again on moved inputs, see `EquivarianceError` for the formulas; several loaders have one value together. The
-    value is logged as `name` (validation) and `test_name` (test), so `EarlyStopping(monitor="equivariance_error")` and
-    `ModelCheckpoint` can use it.
+    value is logged as `name` (validation) and `test_name` (test).
+
+    A network that always predicts the same is equivariant, so the error alone says nothing of when to stop: that is a
+    warning when fit begins. With `combine` the sum of what was learned and of the error is logged after each validation
+    in which the error is measured,
+
+        name/combined = task + weight error                in the unit of the task's figure
+
+    with the value that the module logs in `validation_step` under the name `combine`; the weight is what an error of 1
+    (an output that has nothing of the symmetry) may cost. `EarlyStopping("equivariance_error/combined")` and
+    `ModelCheckpoint(monitor="equivariance_error/combined")` can use it.
 
     Other metrics are measured on the same calls and logged beside it, each figure under the metric's name:
     "lie_derivative/total", "lie_derivative/x", "spectrum/1", "layers/ends_up/net.0", "angle_profile/90"; a metric with
@@ -57,10 +68,14 @@ class EquivarianceMonitor(L.Callback):
             dict of names to them. They are reset, moved to the module's device and summed over ranks as the error is.
         figures_every_n_epochs: log pictures after the first validation, and then whenever so many epochs have passed
             since the last ones; always after a test. None logs none.
+        combine: name of the task's figure in the validation, such as "val_loss"; None combines nothing.
+        weight: of the error beside it, in units of that figure; negative beside a figure that should be large, such as
+            an accuracy, with `mode="max"` of who watches.
 
     Raises:
         ValueError: `network` names no sub-module, or is never called in the validation step; figures without a metric
-            that draws any; two figures would have one name, also those of two monitors.
+            that draws any; two figures would have one name, also those of two monitors; the validation step logs
+            nothing under the name `combine`.
 
     Examples:
         >>> from lightning_equiv import AngleProfile, LieDerivativeError, Symmetry
@@ -68,6 +83,8 @@ class EquivarianceMonitor(L.Callback):
         >>> monitor = EquivarianceMonitor(symmetry, network="net", num_batches=4)
         >>> more = [LieDerivativeError(symmetry), AngleProfile(symmetry)]
         >>> monitor = EquivarianceMonitor(symmetry, network="net", metrics=more, figures_every_n_epochs=10)
+        >>> monitor = EquivarianceMonitor(symmetry, network="net", combine="val_loss", weight=0.1)
+        >>> stop = L.pytorch.callbacks.EarlyStopping("equivariance_error/combined", patience=10)
     """
 
     def __init__(
@@ -87,7 +104,10 @@ class EquivarianceMonitor(L.Callback):
         prog_bar: bool = False,
         metrics: Sequence[Metric] | Mapping[str, Metric] = (),
         figures_every_n_epochs: int | None = None,
+        combine: str | None = None,
+        weight: float = 1.0,
     ) -> None:
+        check_number("weight", weight)
         check_number("every_n_epochs", every_n_epochs, least=1, whole=True)
         check_number("num_batches", num_batches, least=1, whole=True, optional=True)
         check_number("figures_every_n_epochs", figures_every_n_epochs, least=1, whole=True, optional=True)
@@ -114,6 +134,7 @@ class EquivarianceMonitor(L.Callback):
             needs_grad=needs_grad,
             seed=seed,
         )
+        self.combine, self.weight = combine, weight
         self._recorder: CallRecorder | None = None
         self._measured = 0
         self._ever_called = False
@@ -175,9 +196,22 @@ class EquivarianceMonitor(L.Callback):
             self._ever_called = True
             every = {self.name: self.metric, **self.metrics}
             failed = {name for name, metric in every.items() if not self._log_metric(pl_module, prefix, name, metric)}
+            if self.combine is not None and not trainer.testing:
+                self._log_combined(trainer, pl_module, self.combine)
             if self._figures_due(trainer):
                 self._log_figures(trainer, prefix, failed)
         self._finish()
+
+    def _log_combined(self, trainer: L.Trainer, pl_module: L.LightningModule, combine: str) -> None:
+        logged = logged_now(trainer)
+        if combine not in logged:
+            there = sorted({*logged} - {self.name})
+            raise ValueError(
+                f"EquivarianceMonitor: combine={combine!r} was not logged in `validation_step`: write "
+                f"self.log({combine!r}, loss) there, or combine one of {there}"
+            )
+        both = logged[combine] + self.weight * logged[self.name]
+        pl_module.log(f"{self.name}/{COMBINED}", both, sync_dist=True)
 
     def _log_metric(self, pl_module: L.LightningModule, prefix: str, name: str, metric: Metric) -> bool:
         """Log what a metric computes, NaN where it has no value; whether it has one."""
@@ -276,8 +310,10 @@ class EquivarianceMonitor(L.Callback):
         self._ever_called = False
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Refuse a name that does not exist before the first batch."""
+        """Refuse a name that does not exist before the first batch. Say so where the error alone ends the training."""
         find_network(pl_module, self.network)
+        names = [self.name, *(name for name, metric in self.metrics.items() if isinstance(metric, SymmetryMetric))]
+        warn_of_watched_errors(trainer, lambda watched: any(f"{watched}/".startswith(f"{name}/") for name in names))
 
     def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Begin an evaluation: record the network's calls."""

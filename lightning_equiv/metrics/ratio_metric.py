@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, cast
 
 import torch
 from torch import Tensor
+from typing_extensions import TypeVar  # with defaults; torch brings it
 
 from lightning_equiv.metrics.chunks import ChunkSize, check_chunk_size
 from lightning_equiv.metrics.interval import Interval, moments, ratio_interval
@@ -16,9 +17,10 @@ from lightning_equiv.metrics.symmetry_metric import SymmetryMetric
 from lightning_equiv.symmetry.symmetry import Symmetry
 
 Sums = Mapping[str, tuple[Tensor, Tensor]]
+Computed = TypeVar("Computed", default=dict[str, Tensor])  # what `compute` returns
 
 
-class RatioMetric(SymmetryMetric):
+class RatioMetric(SymmetryMetric, Generic[Computed]):
     r"""Figures r = sum_x A(x) / sum_x B(x) over a data set, or their roots, each with a confidence interval.
 
     A subclass says which figures it has (`figures`) and what each input adds to their sums (`_measure`). The network is
@@ -84,9 +86,9 @@ class RatioMetric(SymmetryMetric):
         one, nothing = like.new_ones(()), like.new_zeros(())
         return torch.stack([one, numerator.amax(), one, nothing, nothing, nothing])
 
-    def compute(self) -> Tensor | dict[str, Tensor]:
+    def compute(self) -> Computed:
         """Every figure over everything seen, by name. NaN, with a warning, before any update."""
-        return self.values()
+        return cast("Computed", self.values())
 
     def values(self) -> dict[str, Tensor]:
         """Every figure over everything seen, by name.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -85,6 +85,54 @@ class Spectrum:
     def by_name(self) -> dict[str, Tensor]:
         """Energies (n,) by the names of the irreducible representations, and the rest."""
         return {**dict(zip(self.harmonics.names, self.energies, strict=True)), REST: self.rest}
+
+
+@overload
+def equivariance_spectrum(
+    network: Callable[..., Any],
+    args: Any,
+    symmetry: Symmetry,
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    num_samples: int | None = 32,
+    highest: int = 6,
+    chunk_size: ChunkSize = "auto",
+    generator: torch.Generator | None = None,
+    per_irrep: Literal[False] = False,
+    needs_grad: bool = False,
+) -> Spectrum: ...
+
+
+@overload
+def equivariance_spectrum(
+    network: Callable[..., Any],
+    args: Any,
+    symmetry: Symmetry,
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    num_samples: int | None = 32,
+    highest: int = 6,
+    chunk_size: ChunkSize = "auto",
+    generator: torch.Generator | None = None,
+    per_irrep: Literal[True],
+    needs_grad: bool = False,
+) -> dict[str, Spectrum]: ...
+
+
+@overload
+def equivariance_spectrum(
+    network: Callable[..., Any],
+    args: Any,
+    symmetry: Symmetry,
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    num_samples: int | None = 32,
+    highest: int = 6,
+    chunk_size: ChunkSize = "auto",
+    generator: torch.Generator | None = None,
+    per_irrep: bool,
+    needs_grad: bool = False,
+) -> Spectrum | dict[str, Spectrum]: ...
 
 
 def equivariance_spectrum(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from e3nn import o3
@@ -39,6 +39,10 @@ class IrrepsTensor(Representation):
     irreps: o3.Irreps
     dim: int = -1
     acts_through = "matrix"
+
+    if TYPE_CHECKING:
+
+        def __init__(self, irreps: str | o3.Irreps, dim: int = -1) -> None: ...
 
     def __post_init__(self) -> None:
         super().__post_init__()

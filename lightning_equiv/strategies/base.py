@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import weakref
 from abc import abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -30,6 +31,7 @@ from lightning_equiv.wiring.network import check_lightning_module
 from lightning_equiv.wiring.override import override
 from lightning_equiv.wiring.ranks import process_rank
 from lightning_equiv.wiring.training_step import StepHooks, wrap_training_step
+from lightning_equiv.wiring.watched import warn_of_watched_errors
 
 Target = str | int | Sequence[Hashable] | Callable[[Any], Any]  # where a label is in a batch
 
@@ -300,11 +302,13 @@ class SymmetryCallback(L.Callback):
             )
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Attach: lazily built networks exist by now."""
+        """Attach: lazily built networks exist by now. Say so where an equivariance error alone ends the training."""
         if not self.is_attached:
             self.attach(pl_module)
         if self.needs_end:
             check_ends(trainer, self)
+        errors = re.compile(rf"{re.escape(self.name)}/(.*/)?equivariance_(error|loss)(/|$)")
+        warn_of_watched_errors(trainer, lambda name: errors.match(name) is not None)
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """RuntimeError where a strategy is missing, or is there, that was not when the checkpoint was written."""

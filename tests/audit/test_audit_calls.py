@@ -15,9 +15,9 @@ import torchmetrics
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from examples.networks.transformer import ParticleTransformer
 from lightning_equiv import Invariant, Point, Symmetry, audit, lie_derivative_error
 from lightning_equiv.datasets import GravityDataModule
+from lightning_equiv.networks.transformer import ParticleTransformer
 from tests.helpers import global_seed, normal
 
 VECTORS = Symmetry("SO(3)", "1o", "1o")

@@ -13,10 +13,10 @@ import torch
 import yaml
 from torch import nn
 
-from examples.networks.transformer import ParticleTransformer
 from lightning_equiv import EquivarianceReport, RegressionModule, Symmetry, audit
 from lightning_equiv.__main__ import main
 from lightning_equiv.datasets import GravityDataModule
+from lightning_equiv.networks.transformer import ParticleTransformer
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "examples/cli/audit.yaml"

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from examples.networks.e3nn_message_passing import E3nnMessagePassing
 from lightning_equiv import Image, Invariant, Point, Symmetry, audit
+from lightning_equiv.networks.e3nn_message_passing import E3nnMessagePassing
 from tests.helpers import default_dtype, global_seed, normal, seeded
 
 o3 = pytest.importorskip("e3nn.o3")

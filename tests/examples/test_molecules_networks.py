@@ -14,11 +14,10 @@ from torch import Tensor, nn
 
 pytest.importorskip("torch_geometric")
 
-from networks.molecular_module import BOLTZMANN, INERTIA, MolecularModule, drift
-from networks.molecules import SYMMETRY, E3nnForces, MolecularTransformer, SchNetForces
-
 from lightning_equiv import GroupAugmentation, equivariance_error
 from lightning_equiv.datasets import MoleculesDataModule, molecules
+from lightning_equiv.networks.molecular_module import BOLTZMANN, INERTIA, MolecularModule, drift
+from lightning_equiv.networks.molecules import SYMMETRY, E3nnForces, MolecularTransformer, SchNetForces
 from tests.helpers import normal
 
 NUMBERS = torch.tensor([row[0] for row in molecules.MOLECULES["ethanol"]])

@@ -7,14 +7,20 @@ import copy
 import pytest
 import torch
 from e3nn import o3
-from networks.c4_cnn import C4CNN, C4Conv, C4Lift
-from networks.e3nn_message_passing import E3nnMessagePassing, linear, steered
-from networks.egnn import EGNN
-from networks.segnn import SEGNN, harmonics
-from networks.vector_neurons import VectorNeuronClassifier, VNBatchNorm, VNLeakyReLU, VNLinear, one_sided
 from torch import Tensor, nn
 
 from lightning_equiv import E3, Invariant, IrrepsTensor, Point, Symmetry, equivariance_error
+from lightning_equiv.networks.c4_cnn import C4CNN, C4Conv, C4Lift
+from lightning_equiv.networks.e3nn_message_passing import E3nnMessagePassing, linear, steered
+from lightning_equiv.networks.egnn import EGNN
+from lightning_equiv.networks.segnn import SEGNN, harmonics
+from lightning_equiv.networks.vector_neurons import (
+    VectorNeuronClassifier,
+    VNBatchNorm,
+    VNLeakyReLU,
+    VNLinear,
+    one_sided,
+)
 from lightning_equiv.representations.image import Image
 
 TOLERANCE = 1e-10

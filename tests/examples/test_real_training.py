@@ -19,7 +19,6 @@ from lightning.pytorch.callbacks import (
     ModelCheckpoint,
     StochasticWeightAveraging,
 )
-from networks.e3nn_message_passing import E3nnMessagePassing
 from torch import Tensor, nn
 
 from lightning_equiv import (
@@ -36,6 +35,7 @@ from lightning_equiv import (
 )
 from lightning_equiv.datasets import ChargedDataModule
 from lightning_equiv.datasets.in_memory import ResumableLoader
+from lightning_equiv.networks.e3nn_message_passing import E3nnMessagePassing
 from tests.strategies.toys import LR, SYMMETRY, Plain, Rows, error_of, loader, make_net, trainer, weights
 
 INPUTS = {"charges": Invariant(), "positions": "1o", "velocities": "1o"}

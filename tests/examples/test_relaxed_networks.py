@@ -8,15 +8,15 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from networks.c4_cnn import C4CNN, C4Conv
-from networks.e3nn_message_passing import E3nnMessagePassing
-from networks.egnn import EGNN
-from networks.segnn import SEGNN
-from networks.vector_neurons import VectorNeuronClassifier, VNLinear
 from torch import Tensor, nn
 
 from lightning_equiv import ConstraintRelaxation, EquivarianceError, GroupElement, Image, Invariant, Symmetry, as_group
 from lightning_equiv.layers.branch import Branch
+from lightning_equiv.networks.c4_cnn import C4CNN, C4Conv
+from lightning_equiv.networks.e3nn_message_passing import E3nnMessagePassing
+from lightning_equiv.networks.egnn import EGNN
+from lightning_equiv.networks.segnn import SEGNN
+from lightning_equiv.networks.vector_neurons import VectorNeuronClassifier, VNLinear
 from lightning_equiv.strategies.constraint_relaxation.penalties import penalties
 from tests.helpers import normal
 from tests.strategies.toys import trainer

@@ -7,11 +7,11 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from networks.tasks import Classifier, Particles, drawn_anew
-from networks.vector_neurons import VectorNeuronClassifier
 from torch import Tensor, nn
 
 from lightning_equiv import BlockNormalizedAdam
+from lightning_equiv.networks.tasks import Classifier, Particles, drawn_anew
+from lightning_equiv.networks.vector_neurons import VectorNeuronClassifier
 from tests.strategies.toys import trainer
 
 

@@ -10,9 +10,9 @@ from e3nn import nn as e3nn_nn
 from e3nn import o3
 from torch import Tensor, nn
 
-from examples.networks.vector_neurons import VectorNeuronClassifier, VNLeakyReLU
 from lightning_equiv.layers.nonlinearities import find_nonlinearities, watched
 from lightning_equiv.metrics.dead_directions import DeadShares
+from lightning_equiv.networks.vector_neurons import VectorNeuronClassifier, VNLeakyReLU
 from tests.helpers import default_dtype, global_seed, normal
 
 

@@ -10,13 +10,13 @@ import torch
 from e3nn import o3
 from torch import Tensor, nn
 
-from examples.networks.c4_cnn import C4Conv
-from examples.networks.vector_neurons import VNLeakyReLU, VNLinear
 from lightning_equiv.groups.product import as_group
 from lightning_equiv.layers.branch import make_branch
 from lightning_equiv.layers.choose import find_layers
 from lightning_equiv.layers.layer import Layer
 from lightning_equiv.layers.open_layer import OpenLayer
+from lightning_equiv.networks.c4_cnn import C4Conv
+from lightning_equiv.networks.vector_neurons import VNLeakyReLU, VNLinear
 from lightning_equiv.representations.linear_maps import LinearMaps
 
 

@@ -12,8 +12,6 @@ from e3nn import nn as e3nn_nn
 from e3nn import o3
 from torch import Tensor, nn
 
-from examples.networks.e3nn_message_passing import E3nnMessagePassing
-from examples.networks.vector_neurons import VectorNeuronClassifier, VNLinear
 from lightning_equiv import (
     SO3,
     Ignored,
@@ -29,6 +27,8 @@ from lightning_equiv import (
 )
 from lightning_equiv._random import derived_generator
 from lightning_equiv.groups.group import Group
+from lightning_equiv.networks.e3nn_message_passing import E3nnMessagePassing
+from lightning_equiv.networks.vector_neurons import VectorNeuronClassifier, VNLinear
 from tests.helpers import close, normal, seeded
 
 VECTORS = Symmetry("SO(3)", "1o", "1o")

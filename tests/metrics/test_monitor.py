@@ -329,7 +329,8 @@ def test_early_stopping_and_checkpoints_can_watch_it(tmp_path: Path):
     best = ModelCheckpoint(tmp_path, "{epoch}-{equivariance_error:.4f}", "equivariance_error", save_top_k=1)
     history = History()
     t = trainer(EquivarianceMonitor(VECTORS, "net"), history, stop, best, max_epochs=5, enable_checkpointing=True)
-    t.fit(Model(), loader(seed=1), loader())
+    with pytest.warns(UserWarning, match="looks for the smallest 'equivariance_error'"):
+        t.fit(Model(), loader(seed=1), loader())
     assert t.current_epoch == 2  # nothing rises by 10
     assert float(best.best_model_score) == pytest.approx(min(history.values))
     checkpoint = torch.load(best.best_model_path)

@@ -10,8 +10,8 @@ from e3nn import o3
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from examples.networks.vector_neurons import VNBlock, VNLinear
 from lightning_equiv import ConstraintRelaxation, EquivarianceError, Symmetry
+from lightning_equiv.networks.vector_neurons import VNBlock, VNLinear
 from lightning_equiv.strategies.constraint_relaxation.projection import LayerProjection, Projection, format_report
 from tests.helpers import global_seed, normal
 from tests.strategies.relaxed_by_hand import make_nearest

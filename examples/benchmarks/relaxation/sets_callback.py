@@ -136,7 +136,7 @@ def table(path: Path) -> None:
                 f"{middle} | {np.median(row['test']):.2g} |"
             )
     path.with_suffix(".md").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
+    print("\n".join([*lines, f"written: {path}, .md"]))
 
 
 def main() -> None:

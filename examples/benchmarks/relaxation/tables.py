@@ -51,6 +51,7 @@ def write_md(path: Path, *parts: str, like: Path | None = None) -> None:
     made_by = json.loads((like or path).read_text().splitlines()[0])
     since = f", made at commit {made_by['commit']} by the script of that time" if "commit" in made_by else ""
     path.with_suffix(".md").write_text("\n\n".join([f"`{made_by['command']}`{since}", *parts]) + "\n")
+    print(f"written: {path}, .md, .csv, .png")
 
 
 def markdown(header: list[str], rows: list[list[str]]) -> str:

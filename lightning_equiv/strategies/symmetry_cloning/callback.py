@@ -303,7 +303,7 @@ class SymmetryCloning(SymmetryCallback):
             self._measure(student, *held_out)
         self._remember(own_parameters(student))
         if saved is None:
-            rank_zero_info(f"{type(self).__name__}: cloned in {result.steps} steps, {self.report}")
+            rank_zero_info(f"{type(self).__name__}: {result.in_words(self.report.get('clone_equivariance_error'))}")
             if self.cache is not None:
                 write_clone(self.cache, key, self._as_saved(student))
 

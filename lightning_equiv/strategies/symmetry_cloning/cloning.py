@@ -128,6 +128,22 @@ class Report:
     steps: int
     plateau: int = 0
 
+    def in_words(self, equivariance_error: float | None = None) -> str:
+        """A sentence.
+
+        Args:
+            equivariance_error: the clone's, relative, where it was measured.
+
+        Examples:
+            >>> Report(0.031, 200).in_words()
+            'the network was taught for 200 steps and is a relative mean squared error of 0.031 from its teacher'
+        """
+        words = f"the network was taught for {self.steps} steps and is a relative mean squared error of "
+        words += f"{self.error:.2g} from its teacher"
+        if equivariance_error is None:
+            return words
+        return f"{words}, with a relative equivariance error of {equivariance_error:.2g}"
+
 
 def clone(pair: Pair, draws: Draws, settings: Settings, progress: Callable[[int, float], None]) -> Report:
     """Train the student to equal the teacher, until the held-out error is small enough or no longer falls.

@@ -176,18 +176,18 @@ def moment_features(x: Tensor) -> Tensor:
 def one_sided(module: nn.Module, data: Any) -> dict[str, float]:
     """Share of (channel, cloud) for which a `VNLeakyReLU` is linear: all points on one side of their directions.
 
-    For `compare(extra="examples.networks.vector_neurons.one_sided")`: of the first test batch, over all layers.
+    For `compare(extra="lightning_equiv.networks.vector_neurons.one_sided")`: of the first test batch, over all layers.
     """
     shares: list[float] = []
 
     def look(activation: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         (x,) = inputs
-        ahead = (x * activation.direction(x)).sum(2).flatten(2) > 0  # (B, C, P)
+        ahead = (x * activation.get_submodule("direction")(x)).sum(2).flatten(2) > 0  # (B, C, P)
         shares.append((ahead.all(-1) | ~ahead.any(-1)).float().mean().item())
 
     hooks = [m.register_forward_pre_hook(look) for m in module.modules() if isinstance(m, VNLeakyReLU)]
     with torch.no_grad():
-        module.net(next(iter(data.test_dataloader()[0]))["points"])
+        module.get_submodule("net")(next(iter(data.test_dataloader()[0]))["points"])
     for hook in hooks:
         hook.remove()
     return {"one_sided": sum(shares) / len(shares)}

@@ -8,11 +8,11 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from lightning_equiv.datasets import MoleculesDataModule
-
-from .molecules import E3nnForces, MolecularTransformer, SchNetForces
+from lightning_equiv.networks.molecules import E3nnForces, MolecularTransformer, SchNetForces
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "transformer": MolecularTransformer,
@@ -72,7 +72,8 @@ class MolecularModule(L.LightningModule):
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Mean absolute errors on each of the data module's test sets."""
-        name = self.trainer.datamodule.test_names[dataloader_idx]
+        trainer: Any = self.trainer
+        name = trainer.datamodule.test_names[dataloader_idx]
         errors = mean_errors(self.net(batch["numbers"], batch["positions"]), batch)
         logged = {f"test_{error}_{name}": value for error, value in errors.items()}
         self.log_dict(logged, add_dataloader_idx=False, batch_size=len(batch["energy"]))
@@ -83,7 +84,7 @@ class MolecularModule(L.LightningModule):
         forces = nn.functional.mse_loss(out["forces"], batch["forces"]) / self.force_scale**2
         return energy + self.force_weight * forces
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """Adam, its rate along half a cosine."""
         optimizer = torch.optim.Adam(self.parameters(), lr=self.lr)
         steps = self.trainer.estimated_stepping_batches

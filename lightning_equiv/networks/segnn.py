@@ -6,7 +6,7 @@ import torch
 from e3nn import o3
 from torch import Tensor, nn
 
-from .e3nn_message_passing import neighbours
+from lightning_equiv.networks.e3nn_message_passing import neighbours
 
 ATTRIBUTES = o3.Irreps("0e+1o")  # of the spherical harmonics, l_max = 1
 

@@ -22,6 +22,7 @@ def trained(task: L.LightningModule, data: InMemoryDataModule, steps: int, cache
         cache: file that keeps the weights, but for the seed and the ending.
         seed: of the data.
     """
+    net = task.get_submodule("net")
     path = Path(f"{cache}_{seed}.pt")
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{path}.lock"):
@@ -37,6 +38,6 @@ def trained(task: L.LightningModule, data: InMemoryDataModule, steps: int, cache
                 gradient_clip_val=10.0,
             )
             trainer.fit(task, datamodule=data)
-            torch.save(task.net.state_dict(), path)
-        task.net.load_state_dict(torch.load(path))
-    return task.net.eval()
+            torch.save(net.state_dict(), path)
+        net.load_state_dict(torch.load(path))
+    return net.eval()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .e3nn_message_passing import neighbours
+from lightning_equiv.networks.e3nn_message_passing import neighbours
 
 
 class EGNN(nn.Module):

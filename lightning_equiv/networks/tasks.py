@@ -6,11 +6,12 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from lightning_equiv import BlockNormalizedAdam
-
-from .unconstrained import unconstrained
+from lightning_equiv.networks.unconstrained import unconstrained
+from lightning_equiv.optim.block_adam import BlockNormalizedAdam
 
 
 class Task(L.LightningModule):
@@ -41,11 +42,13 @@ class Task(L.LightningModule):
 
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Begin anew, where that is wanted."""
-        if self.second is not None and self.global_step == self.half():
+        if self.second is not None and self.global_step == self.half_way():
             self.net.load_state_dict(self.second)
-            self.optimizers().state.clear()
+            optimizer = self.optimizers()
+            assert isinstance(optimizer, LightningOptimizer)
+            optimizer.state.clear()
 
-    def half(self) -> int:
+    def half_way(self) -> int:
         """Steps of the first of two trainings."""
         return (int(self.trainer.estimated_stepping_batches) + 1) // 2
 
@@ -60,12 +63,13 @@ class Task(L.LightningModule):
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Log them under the name of the test set, where there are several."""
-        names = self.trainer.datamodule.test_names
+        trainer: Any = self.trainer
+        names = trainer.datamodule.test_names
         end = f"_{names[dataloader_idx]}" if len(names) > 1 else ""
         found = {f"test_{name}{end}": x for name, x in self.figures(batch).items()}
         self.log_dict(found, batch_size=len(next(iter(batch.values()))), add_dataloader_idx=False)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """Adam."""
         optimizer = (
             BlockNormalizedAdam(self, lr=self.lr)
@@ -76,7 +80,7 @@ class Task(L.LightningModule):
         scheduler = (
             torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, eta_min=low)
             if self.second is None
-            else torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(optimizer, self.half(), eta_min=low)
+            else torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(optimizer, self.half_way(), eta_min=low)
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

@@ -11,12 +11,11 @@ import math
 import torch
 from e3nn import o3
 from torch import Tensor, nn
-from torch_geometric.nn.models import SchNet
 
-from lightning_equiv import Invariant, Symmetry
-
-from .e3nn_message_passing import neighbours
-from .transformer import Block
+from lightning_equiv.networks.e3nn_message_passing import neighbours
+from lightning_equiv.networks.transformer import Block
+from lightning_equiv.representations.invariant import Invariant
+from lightning_equiv.symmetry.symmetry import Symmetry
 
 MAX_NUMBER = 100  # atomic numbers are below it
 
@@ -68,6 +67,10 @@ class Gradient(nn.Module):
     A subclass has `energies(numbers, positions)`, (B,).
     """
 
+    def energies(self, numbers: Tensor, positions: Tensor) -> Tensor:
+        """(B,) of each molecule: what a subclass writes."""
+        raise NotImplementedError
+
     def forward(self, numbers: Tensor, positions: Tensor) -> dict[str, Tensor]:
         """See the module's docstring."""
         training = torch.is_grad_enabled()
@@ -94,6 +97,8 @@ class SchNetForces(Gradient):
         self, num_channels: int = 64, num_interactions: int = 3, num_gaussians: int = 32, cutoff: float = 8.0
     ) -> None:
         super().__init__()
+        from torch_geometric.nn.models import SchNet  # which not everybody has who has the other networks
+
         self.schnet = SchNet(
             num_channels, num_channels, num_interactions, num_gaussians, cutoff, interaction_graph=_all_pairs
         )

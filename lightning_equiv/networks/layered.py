@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lightning_equiv import ClonedLayer
+from lightning_equiv.layers.cloned_layer import ClonedLayer
 
 
 class LayeredNetwork(nn.Module):

@@ -6,6 +6,7 @@ The network is `se3-transformer-pytorch` (pip install se3-transformer-pytorch), 
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +49,7 @@ class SE3TransformerPeer(nn.Module):
         }
     """
 
-    def __init__(self, dim=8, depth=2, heads=4, dim_head=4, num_degrees=2):
+    def __init__(self, dim: int = 8, depth: int = 2, heads: int = 4, dim_head: int = 4, num_degrees: int = 2) -> None:
         super().__init__()
         if num_degrees < 2:
             raise ValueError(f"num_degrees must be at least 2, since velocities are vectors, got {num_degrees}.")
@@ -76,7 +77,7 @@ class SE3TransformerPeer(nn.Module):
         return positions + displacements
 
 
-def _import_se3_transformer():
+def _import_se3_transformer() -> Any:
     """Import the library without its habit of writing a cache into the home folder."""
     before = os.environ.get("CLEAR_CACHE")
     os.environ["CLEAR_CACHE"] = "1"  # read once, at import; what it would store takes a moment to compute
