@@ -499,7 +499,7 @@ def test_extra_figures(tmp_path):
         ({"cases": {}}, "at least one way and one case"),
         ({"ways": ["REMUL(1)"], "reference": "plain"}, "the reference to be one of the ways"),
         ({"ways": ["REMUL"]}, r"way 'REMUL' is not ready-made .* expected one of \['plain', .*'REMUL\(1\)'"),
-        ({"ways": ["RECM"]}, "RECM need `layers`"),
+        ({"ways": ["RECM"]}, "RPP need `layers`"),
         ({"ways": {"mine": 3}}, "way 'mine': expected a Way, a list of callbacks"),
         ({"ways": {"mine": {"callback": []}}}, "way 'mine': expected a Way"),
         ({"model": "tests.compare.toys.Nit"}, "tests.compare.toys.Nit is not there"),
