@@ -91,7 +91,7 @@ def _broken_inputs(whole: Finding, kept: Finding | None) -> str:
     if whole.on_labels is None:
         return said + " Without labels nothing is said of a prediction: give `labels`."
     if whole.on_labels == "not told apart":
-        few = f"{said} Each shape is seen in too few poses to tell from these data whether labels turn along:"
+        few = f"{said} These data do not tell whether labels turn along:"
         if whole.candidate.group.space_dim != 3:
             return f"{few} that is for you to say. If they do, declare {name!r} (a strict network, or augmentation)."
         return (

@@ -19,6 +19,7 @@ MOST_INPUTS = 600
 _MOST_NUMBERS = 60  # of an input, which are regressed on as they are
 _FOLDS = 5
 _FLIPS = 9999
+_PREDICTED = 0.1  # share of the labels' variance that shapes must explain
 _KNOWN = 0.25  # the orientation's variance given the shape, in that of any orientation, below which nothing is told
 
 
@@ -57,6 +58,7 @@ class ConditionalTest:
         label: which number of the label reacts most.
         field: (3,) the direction in space to which labels are drawn; None where it is no rotation of space.
         used: inputs.
+        predicted: share of the turned-back labels' variance that the shapes explain; near 0 nothing can be tested.
     """
 
     p: float
@@ -65,6 +67,7 @@ class ConditionalTest:
     label: str
     field: Tensor | None
     used: int
+    predicted: float
 
 
 @dataclass(frozen=True)
@@ -133,12 +136,24 @@ def conditional_test(turned: Turned, candidate: Candidate, draws: int, seed: int
     total = variance.sum().clamp_min(1e-300)
     share = float(sum(s * float(v.square().mean()) for s, v in zip(shares, y.T, strict=True)) / total)
     field = _field(y, z, turned.names) if candidate.kind == "space" else None
-    return ConditionalTest(p, max(0.0, share), open_, turned.names[k // z.shape[1]], field, n)
+    predicted = 1 - float(y.square().sum() / ((n - 1) * total))
+    return ConditionalTest(p, max(0.0, share), open_, turned.names[k // z.shape[1]], field, n, predicted)
 
 
 def told(test: ConditionalTest) -> bool:
-    """Whether orbits are seen in more than one pose, so that there is something to test."""
-    return test.open > _KNOWN
+    """Whether there is something to test: orbits in more than one pose, and labels that shapes predict in part.
+
+    Where they predict nothing, as of clouds whose moments are mostly noise, orientations are noise too, and what a
+    label has to do with them is no matter of symmetry.
+    """
+    return test.open > _KNOWN and test.predicted > _PREDICTED
+
+
+def why_not_told(test: ConditionalTest) -> str:
+    """In words, where nothing is told."""
+    if test.open <= _KNOWN:
+        return "each shape is seen in one pose only, so that nothing can tell whether labels turn along"
+    return "what is known of the shapes says nothing of the labels, so that nothing can tell whether these turn along"
 
 
 def _studentised(products: Tensor) -> tuple[Tensor, Tensor]:

@@ -86,7 +86,7 @@ def _conditional(findings: Sequence[Finding]) -> Table:
             rows.append((f.name, *[_NONE] * 6))
             continue
         along = _NONE if c.field is None else f"({', '.join(f'{v + 0.0:.2f}' for v in c.field.tolist())})"
-        p = (shown(c.p), shown(f.conditional_p)) if told(c) else ("one pose only", _NONE)
+        p = (shown(c.p), shown(f.conditional_p)) if told(c) else ("not told", _NONE)
         ratio = f"{t.ratio:.2f} ({t.low:.2f} to {t.high:.2f})"
         rows.append((f.name, *p, f"{c.share:.1%}", c.label, along, ratio))
     note = "–: the group gives an input no orientation that these tests know."

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from lightning_equiv.discovery.candidates import Candidate
-from lightning_equiv.discovery.conditional_test import ConditionalTest, TaskTest, told
+from lightning_equiv.discovery.conditional_test import ConditionalTest, TaskTest, told, why_not_told
 from lightning_equiv.discovery.exact_test import ExactTest
 
 Verdict = Literal["kept", "broken", "not told apart"]
@@ -96,7 +96,7 @@ class Finding:
         elif self.on_labels == "kept":
             labels = "no deviation of the labels found"
         elif test is not None and not told(test):
-            labels = "each shape is seen in one pose only, so that nothing can tell whether labels turn along"
+            labels = why_not_told(test)
         elif self.on_inputs == "broken":
             labels = "no test of labels alone for this group"
         else:
