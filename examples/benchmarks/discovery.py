@@ -150,6 +150,7 @@ def draw(options, rows):
     axes.minorticks_off()
     axes.legend(frameon=False, fontsize=8)
     figure.savefig(options.out / "discovery_power.png", dpi=150)
+    print(f"written: {options.out / 'discovery_power.png'}")
 
 
 def problems(options):
@@ -185,6 +186,7 @@ def problems(options):
         print(name, report.conclusion, *report.advice, sep="\n  ")
     (options.out / "discovery_problems.md").write_text("\n".join(text))
     (options.out / "discovery_problems.json").write_text(json.dumps(held, indent=1) + "\n")
+    print(f"written: {options.out / 'discovery_problems.md'}, .json")
 
 
 def write(options, name, header, rows):
@@ -193,6 +195,7 @@ def write(options, name, header, rows):
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
     text = "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
     (options.out / f"discovery_{name}.md").write_text(text + "\n")
+    print(f"written: {options.out / f'discovery_{name}.md'}, .csv")
 
 
 PARTS = {"levels": levels, "power": power, "problems": problems}

@@ -276,4 +276,6 @@ if __name__ == "__main__":
     text = crossing(31 if fast else 1001)
     path.with_name(f"{path.stem}_crossing.md").write_text(text, encoding="utf-8")
     print(text)
-    print(f"written: {path}")
+    crossing = path.with_name(f"{path.stem}_crossing.md")
+    print(f"written: {path}, .md, .png")
+    print(f"written: {crossing}")

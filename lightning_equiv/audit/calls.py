@@ -11,8 +11,8 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from lightning_equiv.datasets.batches import batches_of
 from lightning_equiv.symmetry.arguments import Arguments, parameters
+from lightning_equiv.symmetry.batches import batches_of
 from lightning_equiv.symmetry.call import BoundCall
 from lightning_equiv.symmetry.symmetry import Symmetry
 from lightning_equiv.symmetry.tree import Tree, children, describe, is_graph, lookup, map_tensors

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_equiv.datasets.batches import TRAINING_FIRST, batches_of
 from lightning_equiv.representations.invariant import Invariant
 from lightning_equiv.symmetry.arguments import Arguments
+from lightning_equiv.symmetry.batches import TRAINING_FIRST, batches_of
 from lightning_equiv.symmetry.bound_tensor import BoundTensor
 from lightning_equiv.symmetry.call import BoundCall, BoundTree
 from lightning_equiv.symmetry.symmetry import Symmetry

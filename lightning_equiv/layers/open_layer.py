@@ -58,14 +58,12 @@ class OpenLayer:
         self._names = [name for name, p in layer.module.named_parameters() if p.requires_grad]
         if not self._names:
             raise _cannot(layer, "has no weights of its own that train")
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            self._check()
+        self._check(torch.Generator().manual_seed(0))
 
     # ---- reading -------------------------------------------------------------------------------------------------
     def matrix(self) -> Tensor:
         """[A b], (outputs, inputs + 1), of the layer's weights as they are now."""
-        return self._matrix(self._weights())
+        return self._matrix(self._weights()).detach()
 
     def branch_matrix(self, network: nn.Module) -> Tensor:
         """[W 0] of a linear branch beside the layer, (outputs, inputs + 1).
@@ -111,13 +109,16 @@ class OpenLayer:
                 shapes = [tuple(x.shape) for x in args]
                 raise _cannot(self.layer, f"cannot be called with tensors of shapes {shapes}: {error}") from error
 
-    def _check(self) -> None:
+    def _check(self, generator: torch.Generator) -> None:
         """ValueError unless the layer is linear in its input and in its weights."""
-        one, other = ({name: torch.randn_like(w) for name, w in self._weights().items()} for _ in range(2))
+        one, other = (
+            {name: torch.randn(w.shape, generator=generator, dtype=w.dtype) for name, w in self._weights().items()}
+            for _ in range(2)
+        )
         A, B = self._matrix(one), self._matrix(other)
-        x = torch.randn(3, A.shape[1] - 1, dtype=torch.float64)
+        x = torch.randn(3, A.shape[1] - 1, generator=generator, dtype=torch.float64)
         scale = A.abs().max() + B.abs().max()
-        self._frozen = self._matrix({name: torch.zeros_like(w) for name, w in one.items()})
+        self._frozen = self._matrix({name: torch.zeros_like(w) for name, w in one.items()}).detach()
         if (self._rows(one, x) - x @ A[:, :-1].mT - A[:, -1]).abs().max() > _LINEAR * scale * x.abs().max() * len(A.mT):
             raise _cannot(self.layer, "is not linear in its input")
         both = self._matrix({name: one[name] + other[name] for name in one})
@@ -164,6 +165,7 @@ class OpenLayer:
             )
             return [torch.zeros_like(w) if g is None else g for g, w in zip(found, weights.values(), strict=True)]
 
+        change = change.detach()
         residual, solution = change.clone(), [torch.zeros_like(w) for w in weights.values()]
         slope = transposed(residual)
         direction, size = slope, _square(slope)
@@ -172,7 +174,7 @@ class OpenLayer:
         for _ in range(_MOST_ITERATIONS):
             if float(size) <= float(solved):
                 break
-            step = self._matrix(dict(zip(weights, direction, strict=True))) - self._frozen
+            step = self._matrix(dict(zip(weights, direction, strict=True))).detach() - self._frozen
             length = size / step.square().sum()
             solution = [s + length * d for s, d in zip(solution, direction, strict=True)]
             residual = residual - length * step
@@ -189,7 +191,7 @@ class OpenLayer:
         """|M p|^2 / |p|^2 of some p: the scale of M, squared."""
         generator = torch.Generator().manual_seed(0)
         p = {name: torch.randn(w.shape, generator=generator, dtype=w.dtype) for name, w in weights.items()}
-        return (self._matrix(p) - self._frozen).square().sum() / _square([*p.values()])
+        return (self._matrix(p).detach() - self._frozen).square().sum() / _square([*p.values()])
 
 
 def _square(tensors: list[Tensor]) -> Tensor:

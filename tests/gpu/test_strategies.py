@@ -73,6 +73,8 @@ def test_trains_a_compiled_network(case: Case, device: str, options: dict[str, A
 @each_device
 @pytest.mark.parametrize("case", ALL, ids=lambda case: case.name)
 def test_a_step_waits_for_nothing(case: Case, device: str) -> None:
+    if case.folds:
+        pytest.skip("the one step that folds branches into layers waits")
     module, strategy = Plain().to(device), case.make()
     strategy.attach(module)
     if case.prepare is not None:

@@ -120,6 +120,7 @@ class Case:
         doubled: how far two processes may end from one with the doubled batch, in units of what the training moved.
         sharded: why it is refused where the network's weights are sharded; None for a strategy that works there.
         called_twice: how it refuses a step that calls the network twice.
+        folds: whether it writes its branches into the layers' weights, once: these must train, the branches be linear.
         reads_task_loss: it depends on the user's loss, and a twin whose loss is changed after its step is none.
     """
 
@@ -140,6 +141,7 @@ class Case:
     sharded: str | None = None
     called_twice: Refusal | None = None
     reads_task_loss: bool = False
+    folds: bool = False
 
     @cached_property
     def kind(self) -> str:
@@ -274,7 +276,7 @@ CASES = {
             ),
             doubled=1e-3,  # the root of a mean is not the mean of the roots
         ),
-        BRANCH_CASE("constraint relaxation, nearest", make_nearest, NearestByHand),
+        BRANCH_CASE("constraint relaxation, nearest", make_nearest, NearestByHand, folds=True),
         BRANCH_CASE(
             "recm",
             make_recm,

@@ -330,6 +330,10 @@ def test_frozen_layers(case: Case) -> None:
 
     ours = Plain()
     ours.net[0].requires_grad_(False)
+    if case.folds:
+        with pytest.raises(ValueError, match="has no weights of its own that train"):
+            fits()(ours, case.make())
+        return
     assert_equals_twin(case, lambda module, *callbacks: fits()(module, *callbacks, Freeze()), ours)
     assert torch.equal(ours.net[0].weight, frozen[0])
     if case.prepare is None:  # or frozen weights were taught before training

@@ -9,6 +9,7 @@ side in one module, each by itself. The first weights of the branches are the st
 
 from __future__ import annotations
 
+import csv
 import json
 import sys
 from pathlib import Path
@@ -114,6 +115,7 @@ def arms() -> dict[str, dict[str, Any] | None]:
 def table(path: Path) -> None:
     """Shares of the seeds that are solved, as Markdown and CSV."""
     rows = read(path)
+    shares: list[list[Any]] = []
     lines = [
         f"`{json.loads(path.read_text().splitlines()[0])['command']}`",
         "",
@@ -126,6 +128,7 @@ def table(path: Path) -> None:
         strict = np.asarray(own["strict"]["test"]) < 0.01
         for arm, row in own.items():
             solved = np.asarray(row["test"]) < 0.01
+            shares.append([n, arm, int(solved.sum()), len(solved)])
             low, high = wilson(int(solved.sum()), len(solved))
             mean, below, above, _ = paired(solved, strict)
             differs = f"{mean:+.2f} ({below:+.2f}, {above:+.2f}) | {mcnemar(solved, strict):.2g}"
@@ -136,6 +139,9 @@ def table(path: Path) -> None:
                 f"{middle} | {np.median(row['test']):.2g} |"
             )
     path.with_suffix(".md").write_text("\n".join(lines) + "\n")
+    with path.with_suffix(".csv").open("w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([["n", "arm", "solved", "seeds"], *shares])
+    print(f"written: {path}, .md, .csv")
     print("\n".join([*lines, f"written: {path}, .md"]))
 
 

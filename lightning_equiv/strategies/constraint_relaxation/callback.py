@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import lightning as L
-from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_warn
+from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor
 
 from lightning_equiv._checks import check_number
@@ -236,7 +236,7 @@ class ConstraintRelaxation(BranchCallback):
         if self._projection is not None and not self._projection.done:
             self.relax(0.0)
             if self.horizon is None:  # or it is to be resumed
-                rank_zero_warn(
+                rank_zero_info(
                     f"{type(self).__name__}: training ended before {self.end:.0%} of the run, where the branches would "
                     "have been folded into the layers: they are dropped"
                 )
