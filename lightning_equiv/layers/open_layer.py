@@ -53,7 +53,9 @@ class OpenLayer:
 
     def __init__(self, layer: Layer) -> None:
         self.layer = layer
-        self._module = copy.deepcopy(layer.module).cpu().double().eval().requires_grad_(False)
+        self._module = (
+            copy.deepcopy(layer.module).cpu().double().train().requires_grad_(False)
+        )  # eval() may cache weights
         self._frozen = torch.zeros(())  # what weights that do not train contribute
         self._names = [name for name, p in layer.module.named_parameters() if p.requires_grad]
         if not self._names:
