@@ -92,7 +92,7 @@ def _wrap(module: L.LightningModule) -> list[StepHooks]:
         for hooks in entries:
             hooks.ready(batch)
         output = step(batch)
-        for hooks in entries:
+        for hooks in reversed(entries):  # as contexts that were entered one inside the other
             hooks.done()
         loss = loss_of(output)
         if loss is None:
@@ -110,7 +110,7 @@ def _wrap(module: L.LightningModule) -> list[StepHooks]:
         try:
             return through(*args, **kwargs)
         except BaseException:
-            for hooks in entries:
+            for hooks in reversed(entries):
                 hooks.done()
                 hooks.skipped()
             raise

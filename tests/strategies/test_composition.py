@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from contextlib import nullcontext
 from typing import Any
 
 import lightning as L
@@ -10,6 +11,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 
 from lightning_equiv import EquivarianceMonitor, GroupAugmentation, SymmetryCallback
 from tests.strategies.cases import (
@@ -158,6 +160,17 @@ def test_two_relaxations_of_different_layers() -> None:
         parameter.data = strategy.branches[0].network.weight.detach().clone()
         strategy.detach()
     assert_same(fit(Plain(), *pair), fit(twin))
+
+
+@pytest.mark.parametrize("module", [Plain, Fails])
+def test_two_relaxations_leave_compiling_as_it_was(module: type[L.LightningModule]) -> None:
+    """Each looks at its layers in a first step that is not compiled, one inside the other."""
+    pair = [on(make_relaxation(name="first"), FIRST), on(make_relaxation(name="last"), LAST)]
+    with pytest.raises(RuntimeError, match="the user's own") if module is Fails else nullcontext():
+        fit(module(), *pair)
+    compiled = CompileCounter()
+    torch.compile(torch.sin, backend=compiled)(torch.ones(2))
+    assert compiled.frame_count == 1
 
 
 @in_both_orders
