@@ -78,7 +78,7 @@ class EquivariantPart:
         if not self._of_weights:
             OpenLayer(layer)  # ValueError where it is not linear
         A, b = self.matrix()
-        places = self._places(A)
+        places = self._places()
         in_features, out_features = ((*f, *[1] * layer.grid) for f in (layer.in_features, layer.out_features))
         kernel = (*layer.out_features, *places)
         for side, declared, size in (("in", in_features, A.shape[-1]), ("out", kernel, A.shape[-2])):
@@ -92,15 +92,14 @@ class EquivariantPart:
         except ValueError as error:
             raise ValueError(f"layer {layer.name!r} ({type(layer.module).__name__}): {error}") from None
 
-    def _places(self, A: Tensor) -> tuple[int, ...]:
+    def _places(self) -> tuple[int, ...]:
         """The sides of a convolution's kernel."""
         if not self.layer.grid:
             return ()
         weight = getattr(self.layer.module, "weight", None)
         if self._of_weights and isinstance(weight, Tensor):
             return tuple(weight.shape[-self.layer.grid :])
-        side = round((A.shape[-2] / flat_sizes(self.layer)[1]) ** (1 / self.layer.grid))
-        return (side,) * self.layer.grid
+        return self.layer.family.opened_shapes(self.layer)[1][-self.layer.grid :]
 
     def _look_at_random_weights(self) -> None:
         """Note whether every value of the weights commutes with the group; ValueError where none does."""

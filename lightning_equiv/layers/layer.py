@@ -301,6 +301,18 @@ def check_sizes(layer: Layer, group: Group) -> None:
                 ) from None
 
 
+def check_moves(layer: Layer, group: Group) -> None:
+    """ValueError where it is said how the layer's features move and the group does not move them so."""
+    if layer.inputs is None or layer.outputs is None:
+        return
+    for representation in (layer.inputs, layer.outputs):
+        try:
+            representation.check_group(group)
+        except ValueError as error:
+            raise ValueError(f"layer {layer.name!r} ({type(layer.module).__name__}): {error}") from None
+    check_sizes(layer, group)
+
+
 def flat_sizes(layer: Layer) -> tuple[int, int]:
     """How many numbers the features of the layer's input and output are."""
     assert layer.in_features is not None

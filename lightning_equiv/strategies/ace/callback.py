@@ -15,7 +15,7 @@ from lightning_equiv.groups.group import Group
 from lightning_equiv.layers.branch import Branch
 from lightning_equiv.layers.choose import Layers
 from lightning_equiv.layers.hidden_parameters import HiddenParameters
-from lightning_equiv.layers.layer import Layer, LayerFamily, check_sizes
+from lightning_equiv.layers.layer import Layer, LayerFamily, check_moves
 from lightning_equiv.strategies.ace.levels import Levels
 from lightning_equiv.strategies.ace.multipliers import make_rates
 from lightning_equiv.strategies.ace.report import format_report, ranked
@@ -158,10 +158,7 @@ class ACE(LearnedLevelCallback):
     def check_layer(self, layer: Layer) -> None:
         """Where it is known how features move, they must be of that size."""
         super().check_layer(layer)
-        if layer.inputs is not None and layer.outputs is not None:
-            layer.inputs.check_group(self.group)
-            layer.outputs.check_group(self.group)
-            check_sizes(layer, self.group)
+        check_moves(layer, self.group)
 
     def add_modules(self, branches: list[Branch], container: HiddenParameters) -> Levels:
         """Normalise the branches; gamma and lambda for each."""

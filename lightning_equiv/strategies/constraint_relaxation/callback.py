@@ -15,7 +15,7 @@ from lightning_equiv.groups.group import Group
 from lightning_equiv.layers.branch import Branch
 from lightning_equiv.layers.choose import Layers
 from lightning_equiv.layers.hidden_parameters import HiddenParameters
-from lightning_equiv.layers.layer import Layer, LayerFamily, check_sizes
+from lightning_equiv.layers.layer import Layer, LayerFamily, check_moves
 from lightning_equiv.strategies.branch_callback import BranchCallback, Evaluate
 from lightning_equiv.strategies.constraint_relaxation.penalties import penalties
 from lightning_equiv.strategies.constraint_relaxation.projection import (
@@ -181,10 +181,7 @@ class ConstraintRelaxation(BranchCallback):
                 "such as '16x0e+8x1o' or representations, or lie_weight=0"
             )
         if self.lie_weight > 0:
-            for representation in (layer.inputs, layer.outputs):
-                assert representation is not None
-                representation.check_group(self.group)
-            check_sizes(layer, self.group)
+            check_moves(layer, self.group)
 
     def add_modules(self, branches: list[Branch], container: HiddenParameters) -> Projection | None:
         """Nothing; layers that are to take their branches are opened, and checked, before training begins."""

@@ -15,7 +15,7 @@ from lightning_equiv.groups.group import Group
 from lightning_equiv.layers.branch import Branch
 from lightning_equiv.layers.choose import Layers
 from lightning_equiv.layers.hidden_parameters import HiddenParameters, own_parameters
-from lightning_equiv.layers.layer import Layer, LayerFamily, check_sizes
+from lightning_equiv.layers.layer import Layer, LayerFamily, check_moves
 from lightning_equiv.strategies.branch_callback import Branches, Evaluate
 from lightning_equiv.strategies.instruments import Instruments
 from lightning_equiv.strategies.invariants import check_that_something_moves
@@ -131,10 +131,7 @@ class RPP(KeepingCallback):
     def check_layer(self, layer: Layer) -> None:
         """Where it is known how features move, they must be of that size."""
         super().check_layer(layer)
-        if layer.inputs is not None and layer.outputs is not None:
-            layer.inputs.check_group(self.group)
-            layer.outputs.check_group(self.group)
-            check_sizes(layer, self.group)
+        check_moves(layer, self.group)
 
     def add_modules(self, branches: list[Branch], container: HiddenParameters) -> Shares:
         """All branches are on, and their shares are noted."""
