@@ -10,7 +10,7 @@ without its code being known, and what its weights cannot express is left over.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,27 @@ _LINEAR = 1e-6  # relative size of what is not linear, in float64
 _SOLVED = 1e-13  # relative size of the gradient at which the least squares are solved; its rounding is less
 
 Weights = dict[str, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class OpenMaps:
+    """All matrices [A b] of an opened layer, and what of them commutes with a group.
+
+    Attributes:
+        weights: the maps of which A is one.
+        constants: those of which b is one: from something invariant to the output.
+    """
+
+    weights: LinearMaps
+    constants: LinearMaps
+
+    def project(self, matrix: Tensor) -> Tensor:
+        """[P A, P b] of [A b]."""
+        return torch.cat([self.weights.project(matrix[:, :-1]), self.constants.project(matrix[:, -1:])], dim=1)
+
+    def soften(self, matrix: Tensor, t: float) -> Tensor:
+        """The heat kernel at t on [A b]."""
+        return torch.cat([self.weights.soften(matrix[:, :-1], t), self.constants.soften(matrix[:, -1:], t)], dim=1)
 
 
 class OpenLayer:
@@ -53,9 +74,8 @@ class OpenLayer:
 
     def __init__(self, layer: Layer) -> None:
         self.layer = layer
-        self._module = (
-            copy.deepcopy(layer.module).cpu().double().train().requires_grad_(False)
-        )  # eval() may cache weights
+        # as it trains: some layers cache in eval() what they make of their weights
+        self._module = copy.deepcopy(layer.module).cpu().double().train().requires_grad_(False)
         self._frozen = torch.zeros(())  # what weights that do not train contribute
         self._names = [name for name, p in layer.module.named_parameters() if p.requires_grad]
         if not self._names:
@@ -128,8 +148,8 @@ class OpenLayer:
             raise _cannot(self.layer, "is not linear in its weights")
 
     # ---- what commutes -------------------------------------------------------------------------------------------
-    def projection(self, group: Group) -> Callable[[Tensor], Tensor]:
-        """P: a function from a matrix [A b] of this layer's to the nearest that commutes with a group.
+    def maps(self, group: Group) -> OpenMaps:
+        """What of the layer's matrices [A b] commutes with a group.
 
         Raises:
             ValueError: the layer does not say how its features move, or the group's mean over them is not known.
@@ -141,13 +161,12 @@ class OpenLayer:
                 f"write layers={{{layer.name!r}: (inputs, outputs)}} with irreps such as '16x0e+8x1o'"
             )
         inputs, outputs = layer.family.opened_shapes(layer)
-        maps = LinearMaps(layer.inputs, layer.outputs, inputs, outputs, group)
-        constants = LinearMaps(Invariant(), layer.outputs, (1,), outputs, group)
-
-        def project(matrix: Tensor) -> Tensor:
-            return torch.cat([maps.project(matrix[:, :-1]), constants.project(matrix[:, -1:])], dim=1)
-
-        return project
+        maps = OpenMaps(
+            LinearMaps(layer.inputs, layer.outputs, inputs, outputs, group),
+            LinearMaps(Invariant(), layer.outputs, (1,), outputs, group),
+        )
+        maps.project(self.matrix())  # a mean that is not known is said now
+        return maps
 
     # ---- writing -------------------------------------------------------------------------------------------------
     def take(self, change: Tensor) -> Tensor:

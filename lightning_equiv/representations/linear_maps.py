@@ -22,8 +22,6 @@ from torch import Tensor
 from lightning_equiv.groups.group import Group, GroupElement
 from lightning_equiv.representations.representation import Copies, Representation
 
-Response = Callable[[Tensor], Tensor]
-
 _MOST_SUMMED = 24  # elements of a finite group over which a mean is taken
 _MOST_UNKNOWNS = 2500  # numbers in a map between two irreducible parts, whose spectrum is computed
 _ZERO = 1e-8  # eigenvalues of L under which it is 0: the smallest others are 2 - 2 cos(2 pi / n)
@@ -97,7 +95,17 @@ class LinearMaps:
             return self.project(W)
         if self._listed is not None:
             return self._moved_mean(W, torch.linalg.matrix_exp(-t * self._laplacian)[0])
-        return self._filtered(W, lambda spectrum: torch.exp(-t * spectrum))
+        result = torch.zeros_like(W)
+        for i, of_input in enumerate(self._kinds[0]):
+            for o, of_output in enumerate(self._kinds[1]):
+                eigenvalues, vectors = self._spectrum(o, i)
+                d_out, d_in = of_output.size, of_input.size
+                kernel = vectors.mT @ (torch.exp(-t * eigenvalues)[:, None] * vectors)
+                kernel = kernel.to(W).reshape(d_out, d_in, d_out, d_in)
+                rows, columns = (c.places.to(W.device) for c in (of_output, of_input))
+                block = W[..., rows[:, :, None, None], columns]  # (..., copies, d_out, copies, d_in)
+                result[..., rows[:, :, None, None], columns] = torch.einsum("xyab,...iajb->...ixjy", kernel, block)
+        return result
 
     # ---- a finite group: sums over its elements ------------------------------------------------------------------
     @cached_property
@@ -111,7 +119,7 @@ class LinearMaps:
         """L on functions of a finite group, (order, order) in float64: that of the Cayley graph."""
         elements = self._listed
         assert elements is not None
-        n, places = len(elements), torch.eye(len(elements), dtype=torch.float64)
+        places = torch.eye(len(elements), dtype=torch.float64)
         numbers = torch.stack([c.double() for c in elements.coordinates], dim=-1).flatten(1)
         laplacian = torch.zeros_like(places)
         for s in self.group.generators():
@@ -119,7 +127,6 @@ class LinearMaps:
             coordinates = torch.stack([c.double() for c in product.coordinates], dim=-1).flatten(1)
             step = places[torch.cdist(coordinates, numbers).argmin(-1)]  # row g has its 1 at g s
             laplacian += 2 * places - step - step.mT
-        assert n == self.group.order
         return laplacian
 
     def _moved_mean(self, W: Tensor, weights: Tensor) -> Tensor:
@@ -155,23 +162,6 @@ class LinearMaps:
                         found.append((places.flatten(2).to(like.device), basis.to(like)))
             self._bases[key] = found
         return self._bases[key]
-
-    def _filtered(self, W: Tensor, response: Response) -> Tensor:
-        """r(L) W for a function r of L's eigenvalues."""
-        result = torch.zeros_like(W)
-        for i, of_input in enumerate(self._kinds[0]):
-            for o, of_output in enumerate(self._kinds[1]):
-                eigenvalues, vectors = self._spectrum(o, i)
-                kept = vectors.mT @ (response(eigenvalues)[:, None] * vectors) if len(vectors) else None
-                if kept is None:
-                    continue
-                d_out, d_in = of_output.size, of_input.size
-                operator = kept.to(W).reshape(d_out, d_in, d_out, d_in)
-                rows, columns = (c.places.to(W.device) for c in (of_output, of_input))
-                block = W[..., rows[:, :, None, None], columns]  # (..., copies, d_out, copies, d_in)
-                block = torch.einsum("xyab,...iajb->...ixjy", operator, block)
-                result[..., rows[:, :, None, None], columns] = block
-        return result
 
     def _spectrum(self, o: int, i: int) -> tuple[Tensor, Tensor]:
         """Eigenvalues of L on maps from one copy of kind i to one of kind o, and eigenvectors as rows."""

@@ -16,10 +16,8 @@ from lightning_equiv._checks import check_number
 from lightning_equiv.groups.group import Group
 from lightning_equiv.groups.product import as_group
 from lightning_equiv.layers.choose import Layers, find_layers
-from lightning_equiv.layers.layer import Layer, LayerFamily, check_sizes
-from lightning_equiv.layers.open_layer import OpenLayer
-from lightning_equiv.representations.invariant import Invariant
-from lightning_equiv.representations.linear_maps import LinearMaps
+from lightning_equiv.layers.layer import Layer, LayerFamily, check_moves, flat_sizes
+from lightning_equiv.layers.open_layer import OpenLayer, OpenMaps
 from lightning_equiv.symmetry.symmetry import Symmetry
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -101,19 +99,16 @@ class LayerFilter:
     """The heat kernel on the matrix [W b] of a layer.
 
     Args:
-        weights: the maps of which W is one.
-        constants: those of which b is one: from something invariant to the output.
+        maps: those of which [W b] is one.
         places: how often [W b] holds b: once, or at every place of a kernel.
     """
 
-    weights: LinearMaps
-    constants: LinearMaps
+    maps: OpenMaps
     places: int
 
     def soften(self, matrix: Tensor, softness: float) -> Tensor:
         """[W b] at a softness."""
-        t = -math.log(softness) / 2 if softness > 0 else math.inf
-        return torch.cat([self.weights.soften(matrix[:, :-1], t), self.constants.soften(matrix[:, -1:], t)], dim=1)
+        return self.maps.soften(matrix, -math.log(softness) / 2 if softness > 0 else math.inf)
 
     def error(self, matrix: Tensor) -> float:
         """sqrt(2 |W - P W|^2 / |W|^2), b included: root of mean_g,x |rho(g) f(x) - f(rho(g) x)|^2 / mean_x |f(x)|^2.
@@ -158,7 +153,10 @@ def soften_layers(
             opened = OpenLayer(layer)
             matrix = opened.matrix()
             if layer.name not in filters:
-                filters[layer.name] = _filter(layer, group, len(matrix))
+                try:
+                    filters[layer.name] = LayerFilter(opened.maps(group), len(matrix) // flat_sizes(layer)[1])
+                except ValueError as error:
+                    raise ValueError(f"{_the(layer)}: {error}") from None
             own, left_over = filters[layer.name], 0.0
             if softness < 1:
                 rest = opened.take(own.soften(matrix, softness) - matrix)
@@ -180,26 +178,6 @@ def left_over_words(shares: dict[str, float]) -> str:
     )
 
 
-def _filter(layer: Layer, group: Group, rows: int) -> LayerFilter:
-    assert layer.inputs is not None
-    assert layer.outputs is not None
-    assert layer.in_features is not None
-    assert layer.out_features is not None
-    places = rows // math.prod(layer.out_features)
-    side = round(places ** (1 / layer.grid)) if layer.grid else 1
-    if side**layer.grid != places:
-        raise ValueError(f"{_the(layer)} has a kernel of {places} places: expected one with equal sides")
-    inputs, outputs = (*layer.in_features, *[1] * layer.grid), (*layer.out_features, *[side] * layer.grid)
-    try:
-        weights = LinearMaps(layer.inputs, layer.outputs, inputs, outputs, group)
-        constants = LinearMaps(Invariant(), layer.outputs, (1,), outputs, group)
-        made = LayerFilter(weights, constants, places)
-        made.soften(torch.zeros(rows, math.prod(inputs) + 1, dtype=torch.float64), 0.0)  # the mean may not be known
-    except ValueError as error:
-        raise ValueError(f"{_the(layer)}: {error}") from None
-    return made
-
-
 def _check_known(layer: Layer, group: Group) -> None:
     """ValueError unless it is said how the layer's features move, and of which shape they are."""
     if layer.inputs is None or layer.outputs is None or layer.in_features is None or layer.out_features is None:
@@ -213,12 +191,7 @@ def _check_known(layer: Layer, group: Group) -> None:
             f"representations{sizes}, such as ('8x0e+4x1o', '1o') of a linear layer, or "
             "('Image()', 'Image() @ Shifted(-3)') of a convolution to channels that C4 turns into one another"
         )
-    for representation in (layer.inputs, layer.outputs):
-        try:
-            representation.check_group(group)
-        except ValueError as error:
-            raise ValueError(f"{_the(layer)}: {error}") from None
-    check_sizes(layer, group)
+    check_moves(layer, group)
 
 
 def _check_shared(layers: Sequence[Layer]) -> None:

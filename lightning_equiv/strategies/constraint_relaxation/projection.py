@@ -88,9 +88,7 @@ class Projection:
         self.is_due, self.done = False, False
         self.report: list[LayerProjection] = []
         self.opened = [OpenLayer(b.layer) for b in branches]
-        self._projects = [layer.projection(group) for layer in self.opened]
-        for opened, project in zip(self.opened, self._projects, strict=True):
-            project(opened.matrix())  # a mean that is not known is said now
+        self._projects = [layer.maps(group).project for layer in self.opened]
 
     def fold(self, run: Run) -> None:
         """Change the layers' weights, as said at the head of this file.
