@@ -14,7 +14,7 @@ from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
 from torch import nn
 
 from lightning_equiv.audit.files import existing, load_module, load_weights, read_batch
-from lightning_equiv.audit.report import ENDINGS, EquivarianceReport
+from lightning_equiv.audit.report import EquivarianceReport
 from lightning_equiv.audit.run import audit
 from lightning_equiv.layers.choose import Layers
 from lightning_equiv.symmetry.symmetry import Symmetry
@@ -159,8 +159,10 @@ def _check(data: Any, batch: str | None, save: list[str], checkpoints: list[str 
             "init_args: {...}}, a LightningDataModule, or batch: PATH, a file that torch.save(batch, PATH) wrote"
         )
     for file in save:
-        if Path(file).suffix not in ENDINGS:
-            raise ValueError(f"save: expected a path that ends in one of {', '.join(ENDINGS)}, got {file!r}")
+        if Path(file).suffix not in EquivarianceReport.ENDINGS:
+            raise ValueError(
+                f"save: expected a path that ends in one of {', '.join(EquivarianceReport.ENDINGS)}, got {file!r}"
+            )
     for number, checkpoint in enumerate(checkpoints):
         if checkpoint is not None:
             existing(checkpoint, "compare" if number else "checkpoint")

@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from lightning_equiv.audit.contents import document_of
 from lightning_equiv.audit.summary import as_json
 from lightning_equiv.report.document import Document
-from lightning_equiv.report.html import to_html
-from lightning_equiv.report.markdown import to_markdown
 from lightning_equiv.report.pictures import figure
-from lightning_equiv.report.terminal import to_terminal, to_text
-
-ENDINGS = (".html", ".json", ".md", ".txt")
+from lightning_equiv.report.written import Written
 
 
 @dataclass(frozen=True)
-class EquivarianceReport:
+class EquivarianceReport(Written):
     """How equivariant a model is: what `audit` returns.
 
     `print(report)` shows it, a notebook renders it, `report.save("report.html")` writes it; `report.figures` has all
@@ -93,51 +88,13 @@ class EquivarianceReport:
         """All pictures as one matplotlib figure."""
         return figure(self.document)
 
-    def markdown(self) -> str:
-        """The report as Markdown."""
-        return to_markdown(self.document)
-
-    def html(self) -> str:
-        """The report as one page that needs nothing else; without matplotlib, tables in the place of pictures."""
-        return to_html(self.document, pictures=find_spec("matplotlib") is not None)
-
-    def print(self) -> None:
-        """The report in the terminal, in colours where `rich` is installed."""
-        to_terminal(self.document)
-
-    def save(self, path: str | Path) -> Path:
-        """Write the report.
-
-        Args:
-            path: ends in .html (one page, with its pictures), .json (all figures), .md or .txt.
-
-        Raises:
-            ValueError: another ending.
-        """
-        path = Path(path)
-        if path.suffix not in ENDINGS:
-            raise ValueError(f"expected a path that ends in one of {ENDINGS}, got {str(path)!r}")
-        write: dict[str, Callable[[], str]] = {
-            ".html": self.html,
-            ".json": lambda: json.dumps(self.as_dict(), indent=1) + "\n",
-            ".md": self.markdown,
-            ".txt": lambda: f"{self}\n",
-        }
-        written = write[path.suffix]()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(written, encoding="utf-8")
-        return path
+    def _content(self, ending: str) -> str | bytes:
+        return json.dumps(self.as_dict(), indent=1) + "\n" if ending == ".json" else super()._content(ending)
 
     @staticmethod
     def load(path: str | Path) -> EquivarianceReport:
         """The report that was saved as .json."""
         return EquivarianceReport(json.loads(Path(path).read_text(encoding="utf-8")))
 
-    def __str__(self) -> str:
-        return to_text(self.document)
-
     def __repr__(self) -> str:
         return f"<EquivarianceReport: {self.document.title} {self.verdict}>"
-
-    def _repr_html_(self) -> str:
-        return to_html(self.document, page=False, pictures=find_spec("matplotlib") is not None)

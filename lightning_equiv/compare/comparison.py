@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import io
+from collections.abc import Iterable
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +13,14 @@ from lightning_equiv.compare.records import Record, read
 from lightning_equiv.compare.results import Results
 from lightning_equiv.compare.tables import to_csv
 from lightning_equiv.report.document import Document
-from lightning_equiv.report.html import to_html
-from lightning_equiv.report.markdown import to_markdown
 from lightning_equiv.report.pictures import figure
-from lightning_equiv.report.terminal import to_terminal, to_text
+from lightning_equiv.report.written import Written
 
-ENDINGS = (".html", ".md", ".txt", ".csv", ".png")
 _DOTS_PER_INCH = 150
 
 
 @dataclass(frozen=True, init=False, eq=False, repr=False)
-class Comparison(Results):
+class Comparison(Results, Written):
     """Ways of training one module on the same data, several seeds each, and which of them to take.
 
     `print(comparison)` shows it, a notebook renders it, `comparison.save("comparison.html")` writes it.
@@ -52,6 +49,8 @@ class Comparison(Results):
         >>> round(comparison.differences[""]["mse"]["remul"].value, 3)
         -0.5
     """
+
+    ENDINGS = (".html", ".md", ".txt", ".csv", ".png")
 
     title: str
 
@@ -85,10 +84,6 @@ class Comparison(Results):
         """All pictures as one matplotlib figure."""
         return figure(self.document, one_legend=True)
 
-    def markdown(self) -> str:
-        """The whole report as Markdown."""
-        return to_markdown(self.document)
-
     def excerpt(self, picture: str = "") -> str:
         """Advice and tables alone as Markdown without headings, to be put into a page.
 
@@ -96,14 +91,6 @@ class Comparison(Results):
             picture: where the page finds the picture that `save("....png")` wrote; "" for none.
         """
         return excerpt(self, picture)
-
-    def html(self) -> str:
-        """The report as one page that needs nothing else; without matplotlib, tables in the place of pictures."""
-        return to_html(self.document, pictures=find_spec("matplotlib") is not None)
-
-    def print(self) -> None:
-        """The report in the terminal, in colours where `rich` is installed."""
-        to_terminal(self.document)
 
     def save(self, path: str | Path) -> Path:
         """Write the report.
@@ -115,29 +102,18 @@ class Comparison(Results):
         Raises:
             ValueError: another ending, or a picture of runs that have nothing to draw.
         """
-        path = Path(path)
-        if path.suffix not in ENDINGS:
-            raise ValueError(f"expected a path that ends in one of {ENDINGS}, got {str(path)!r}")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix == ".png":
-            if not self.document.pictures:
-                raise ValueError(f"there is nothing to draw in {path}: no run has figures")
-            self.figure().savefig(path, dpi=_DOTS_PER_INCH)
-            return path
-        write: dict[str, Callable[[], str]] = {
-            ".html": self.html,
-            ".md": self.markdown,
-            ".txt": lambda: f"{self}\n",
-            ".csv": lambda: to_csv(self),
-        }
-        path.write_text(write[path.suffix](), encoding="utf-8")
-        return path
+        return super().save(path)
 
-    def __str__(self) -> str:
-        return to_text(self.document)
+    def _content(self, ending: str) -> str | bytes:
+        if ending == ".csv":
+            return to_csv(self)
+        if ending != ".png":
+            return super()._content(ending)
+        if not self.document.pictures:
+            raise ValueError("there is nothing to draw: no run has figures")
+        drawn = io.BytesIO()
+        self.figure().savefig(drawn, format="png", dpi=_DOTS_PER_INCH)
+        return drawn.getvalue()
 
     def __repr__(self) -> str:
         return f"<Comparison: {len(self.runs)} runs of {', '.join(self.ways)}>"
-
-    def _repr_html_(self) -> str:
-        return to_html(self.document, page=False, pictures=find_spec("matplotlib") is not None)

@@ -7,7 +7,7 @@ from typing import Any
 
 import lightning as L
 
-from lightning_equiv.discovery.result import ENDINGS, SymmetryReport
+from lightning_equiv.discovery.result import SymmetryReport
 from lightning_equiv.discovery.run import symmetry_report
 from lightning_equiv.symmetry.symmetry import Symmetry
 
@@ -32,8 +32,8 @@ def main(args: list[str]) -> None:
     try:
         files = [config.save] if isinstance(config.save, str) else list(config.save or [])
         for file in files:
-            if not file.endswith(ENDINGS):
-                raise ValueError(f"save: expected files that end in one of {ENDINGS}, got {file!r}")
+            if not file.endswith(SymmetryReport.ENDINGS):
+                raise ValueError(f"save: expected files that end in one of {SymmetryReport.ENDINGS}, got {file!r}")
         L.seed_everything(config.seed, verbose=False)
         settings = (parser.instantiate if hasattr(parser, "instantiate") else parser.instantiate_classes)(config)
         report = discovered(**{name: value for name, value in settings.as_dict().items() if name != "config"})

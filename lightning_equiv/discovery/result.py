@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from lightning_equiv.discovery.advice import advice_of, conclusion, largest_kept
 from lightning_equiv.discovery.contents import document_of
 from lightning_equiv.discovery.findings import Finding
 from lightning_equiv.report.document import Document
-from lightning_equiv.report.html import to_html
-from lightning_equiv.report.markdown import to_markdown
-from lightning_equiv.report.terminal import to_terminal, to_text
-
-ENDINGS = (".html", ".json", ".md", ".txt")
+from lightning_equiv.report.written import Written
 
 
 @dataclass(frozen=True)
-class SymmetryReport:
+class SymmetryReport(Written):
     """Which symmetries data have; made by `symmetry_report`.
 
     Attributes:
@@ -81,46 +74,8 @@ class SymmetryReport:
             "groups": [f.as_dict() for f in self.findings],
         }
 
-    def markdown(self) -> str:
-        """The report in Markdown."""
-        return to_markdown(self.document)
-
-    def html(self) -> str:
-        """The report as one page that needs nothing else; without matplotlib, tables in the place of pictures."""
-        return to_html(self.document, pictures=find_spec("matplotlib") is not None)
-
-    def print(self) -> None:
-        """The report in the terminal, in colours where `rich` is installed."""
-        to_terminal(self.document)
-
-    def save(self, path: str | Path) -> Path:
-        """Write the report.
-
-        Args:
-            path: ends in .html, .json (all figures), .md or .txt.
-
-        Raises:
-            ValueError: another ending.
-        """
-        path = Path(path)
-        if path.suffix not in ENDINGS:
-            raise ValueError(f"expected a path that ends in one of {ENDINGS}, got {str(path)!r}")
-        write: dict[str, Callable[[], str]] = {
-            ".html": self.html,
-            ".json": lambda: json.dumps(self.as_dict(), indent=1) + "\n",
-            ".md": self.markdown,
-            ".txt": lambda: f"{self}\n",
-        }
-        written = write[path.suffix]()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(written, encoding="utf-8")
-        return path
-
-    def __str__(self) -> str:
-        return to_text(self.document)
+    def _content(self, ending: str) -> str | bytes:
+        return json.dumps(self.as_dict(), indent=1) + "\n" if ending == ".json" else super()._content(ending)
 
     def __repr__(self) -> str:
         return f"<SymmetryReport: {self.conclusion}>"
-
-    def _repr_html_(self) -> str:
-        return to_html(self.document, page=False, pictures=find_spec("matplotlib") is not None)
