@@ -16,6 +16,7 @@ from lightning_equiv.discovery.sample import Sample
 from lightning_equiv.discovery.witness import ridge_witness
 from lightning_equiv.groups.group import AlgebraElement, GroupElement
 from lightning_equiv.groups.product import as_group
+from lightning_equiv.symmetrize.frames import gram_schmidt
 
 _TRIES = 24  # elements among which a large group's orientation is looked for
 _NUM_AXES, _ANGLES = 40, 6  # of trial rotations
@@ -48,9 +49,9 @@ def orientations(sample: Sample, candidate: Candidate, seed: int) -> GroupElemen
     mixed = torch.einsum("jk,nkd->jnd", weights, vectors)
     if candidate.kind == "axis":
         return _turn(candidate, mixed[0])
-    frame = _frame(mixed[0], mixed[1])
-    if frame is None:
+    if _parallel(mixed[0], mixed[1]):
         return None
+    frame = gram_schmidt(mixed[:2].transpose(0, 1), reflections=False)
     if candidate.name != "SO(3)" and len(candidate.group.generators()):
         third = (mixed[2] * frame[..., 2]).sum(-1)
         frame = torch.cat([frame[..., :2], (frame[..., 2] * torch.where(third < 0, -1.0, 1.0)[:, None])[..., None]], -1)
@@ -130,14 +131,10 @@ def _normal_to(axis: Tensor) -> tuple[Tensor, Tensor]:
     return a, torch.linalg.cross(axis, a)
 
 
-def _frame(v: Tensor, w: Tensor) -> Tensor | None:
-    """(n, 3, 3) right-handed frames as columns, by Gram and Schmidt; None where the two are parallel."""
-    first = v / v.norm(dim=-1, keepdim=True).clamp_min(1e-300)
-    rest = w - (w * first).sum(-1, keepdim=True) * first
-    if float(rest.norm(dim=-1).median()) < 1e-6 * float(w.norm(dim=-1).median()):
-        return None
-    second = rest / rest.norm(dim=-1, keepdim=True).clamp_min(1e-300)
-    return torch.stack([first, second, torch.linalg.cross(first, second)], -1)
+def _parallel(v: Tensor, w: Tensor) -> bool:
+    """Whether vectors (n, 3) give no frames, since most lie along each other."""
+    across = torch.linalg.cross(v, w).norm(dim=-1) / v.norm(dim=-1).clamp_min(1e-300)
+    return float(across.median()) < 1e-6 * float(w.norm(dim=-1).median())
 
 
 def kept_axis(sample: Sample, table: Tensor, train: Tensor, classes: int | None) -> Tensor:
