@@ -16,7 +16,7 @@ from lightning_utilities.core.rank_zero import rank_zero_info, rank_zero_only, r
 from lightning_equiv._checks import check_number
 from lightning_equiv.layers.branch import Branch
 from lightning_equiv.layers.choose import Layers
-from lightning_equiv.layers.layer import Layer
+from lightning_equiv.layers.layer import Layer, check_moves
 from lightning_equiv.layers.relaxed_layer import RelaxedLayer
 from lightning_equiv.strategies.branch_callback import BranchCallback
 from lightning_equiv.strategies.kept_layers import KeptLayers, check_finite, check_names, without_branches
@@ -69,12 +69,13 @@ class KeepingCallback(BranchCallback):
 
     # ---- what the branch strategy asks ---------------------------------------------------------------------------
     def check_layer(self, layer: Layer) -> None:
-        """ValueError for a layer that an earlier training left relaxed."""
+        """ValueError for a layer that an earlier training left relaxed, or whose features do not move as declared."""
         if isinstance(layer.module, RelaxedLayer):
             raise ValueError(
                 f"layer {layer.name!r} is relaxed already: put its `layer` back, or fit with the same "
                 f"{type(self).__name__}"
             )
+        check_moves(layer, self.group)
 
     # ---- Lightning's hooks ---------------------------------------------------------------------------------------
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:

@@ -15,7 +15,7 @@ from lightning_equiv.groups.group import Group
 from lightning_equiv.layers.branch import Branch
 from lightning_equiv.layers.choose import Layers
 from lightning_equiv.layers.hidden_parameters import HiddenParameters
-from lightning_equiv.layers.layer import Layer, LayerFamily, check_moves
+from lightning_equiv.layers.layer import LayerFamily
 from lightning_equiv.strategies.ace.levels import Levels
 from lightning_equiv.strategies.ace.multipliers import make_rates
 from lightning_equiv.strategies.ace.report import format_report, ranked
@@ -155,11 +155,6 @@ class ACE(LearnedLevelCallback):
         self.dual_lr, self.gamma_lr = dual_lr, gamma_lr
 
     # ---- what the branch strategy asks ---------------------------------------------------------------------------
-    def check_layer(self, layer: Layer) -> None:
-        """Where it is known how features move, they must be of that size."""
-        super().check_layer(layer)
-        check_moves(layer, self.group)
-
     def add_modules(self, branches: list[Branch], container: HiddenParameters) -> Levels:
         """Normalise the branches; gamma and lambda for each."""
         check_that_something_moves([b.layer for b in branches], self.group, type(self).__name__)

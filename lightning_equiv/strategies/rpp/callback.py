@@ -15,7 +15,7 @@ from lightning_equiv.groups.group import Group
 from lightning_equiv.layers.branch import Branch
 from lightning_equiv.layers.choose import Layers
 from lightning_equiv.layers.hidden_parameters import HiddenParameters, own_parameters
-from lightning_equiv.layers.layer import Layer, LayerFamily, check_moves
+from lightning_equiv.layers.layer import LayerFamily
 from lightning_equiv.strategies.branch_callback import Branches, Evaluate
 from lightning_equiv.strategies.instruments import Instruments
 from lightning_equiv.strategies.invariants import check_that_something_moves
@@ -128,11 +128,6 @@ class RPP(KeepingCallback):
         self.free_weight, self.equivariant_weight = free_weight, equivariant_weight
 
     # ---- what the branch strategy asks ---------------------------------------------------------------------------
-    def check_layer(self, layer: Layer) -> None:
-        """Where it is known how features move, they must be of that size."""
-        super().check_layer(layer)
-        check_moves(layer, self.group)
-
     def add_modules(self, branches: list[Branch], container: HiddenParameters) -> Shares:
         """All branches are on, and their shares are noted."""
         check_that_something_moves([b.layer for b in branches], self.group, type(self).__name__)
