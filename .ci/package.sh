@@ -74,10 +74,11 @@ sed -n '/^```python$/,/^```$/p' "$root/README.md" | sed '1d;/^```$/,$d' >readme.
 if grep -q your_module readme.py; then # it is not whole; this is, and the README names it
     cp "$root/examples/quickstart.py" readme.py
 fi
-"$work/none/bin/python" readme.py --fast-dev-run 2>errors.txt || {
+"$work/none/bin/python" readme.py --fast-dev-run >printed.txt 2>errors.txt || {
     cat errors.txt
     exit 1
 }
+grep -a "error" printed.txt | tail -n 3
 
 say "the command line"
 environment all ""

@@ -31,11 +31,11 @@ def main(args: list[str] | None = None) -> None:
     Args:
         args: the words after the program's name; None takes those that the program was called with.
     """
-    args = sys.argv[1:] if args is None else args
-    if args[:1] == ["compare"]:
+    words = sys.argv[1:] if args is None else args
+    if words[:1] == ["compare"]:
         from lightning_equiv.compare.command import main as compare
 
-        return compare(args[1:])
+        return compare(words[1:])
     try:
         import jsonargparse  # noqa: F401 (LightningCLI's own message does not name the extra `cli`)
     except ImportError:
@@ -44,14 +44,14 @@ def main(args: list[str] | None = None) -> None:
 
     import lightning_equiv.datasets  # noqa: F401 (so that its classes are known by their bare names)
 
-    if args[:1] == ["audit"]:
+    if words[:1] == ["audit"]:
         from lightning_equiv.audit.command import main as audit
 
-        return audit(args[1:])
-    if args[:1] == ["discover"]:
+        return audit(words[1:])
+    if words[:1] == ["discover"]:
         from lightning_equiv.discovery.command import main as discover
 
-        return discover(args[1:])
+        return discover(words[1:])
 
     class CLI(LightningCLI):
         def instantiate_classes(self) -> None:
@@ -61,7 +61,7 @@ def main(args: list[str] | None = None) -> None:
                 self.parser.error(str(error))
 
     CLI(
-        args=args,
+        args=args,  # None is not filled in: Lightning warns of words that are in sys.argv as well
         parser_kwargs={"prog": "python -m lightning_equiv", "description": DESCRIPTION},
         save_config_kwargs={"overwrite": True},  # without a logger every run writes into the same folder
     )

@@ -171,6 +171,7 @@ def test_as_a_program() -> None:
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, timeout=120)
     assert done.returncode == 2
     assert "SymmetryModul" in done.stderr
+    assert "args parameter" not in done.stderr  # by which Lightning warns of words given twice
 
 
 def test_a_setting_that_is_refused_ends_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
