@@ -65,8 +65,9 @@ class DualBalance(Balance):
         log beta <- log beta + rate clip( log( e_s / tolerance ), -1, 1 )
 
     beta >= 0 is the multiplier of the constraint, in units of the task loss. It ascends in its logarithm, so that one
-    rate serves task losses of any size: beta may need to be a millionth or a hundred of them. It stays between
-    `_LEAST` and `most` of the first task losses.
+    rate serves task losses of any size: beta may need to be a millionth or a hundred of them. It starts where the
+    penalty is at most a hundredth of the task loss, so that a tight tolerance does not hold a network at its first
+    weights, and stays between `least` and `most` of the first task losses.
 
     Args:
         tolerance: of e.
@@ -76,6 +77,7 @@ class DualBalance(Balance):
 
     rate, smoothing = 0.03, 0.05
     start, least = 1e-3, 1e-6  # beta in units of the first task loss
+    first_share = 0.01  # of it, which the penalty is at most in the first step
     first_steps = 10  # over which the first task loss is averaged
 
     def __init__(self, tolerance: float, most: float, what: str = "the relative equivariance error") -> None:
@@ -94,7 +96,7 @@ class DualBalance(Balance):
         first = steps < self.first_steps
         new_square = torch.where(steps == 0, error, square + self.smoothing * (error - square))
         new_scale = torch.where(first, scale + (task.abs() - scale) / (steps + 1), scale)
-        log_start = torch.full_like(log_beta, self.start).log()
+        log_start = (self.first_share / error).clamp_max(self.start).log()
         ascent = self.rate * (new_square.log() / 2).clamp(-1, 1)
         moved = (torch.where(steps == 0, log_start, log_beta) + ascent).clamp(
             torch.full_like(log_beta, self.least).log(), torch.full_like(log_beta, self.most).log()

@@ -67,7 +67,7 @@ class ToleranceByHand(Plain):
 
     def __init__(self, net: nn.Module | None = None) -> None:
         super().__init__(net)
-        self.beta, self.square, self.scale, self.log_beta, self.steps = 0.0, 0.0, 0.0, math.log(1e-3), 0
+        self.beta, self.square, self.scale, self.log_beta, self.steps = 0.0, 0.0, 0.0, 0.0, 0
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         loss, error = self.task(self.net, *batch), penalty(self.net[0], self.net[2]) / TOLERANCE**2
@@ -76,6 +76,8 @@ class ToleranceByHand(Plain):
         self.square = now if not self.steps else self.square + 0.05 * (now - self.square)
         if self.steps < 10:
             self.scale += (abs(task) - self.scale) / (self.steps + 1)
+        if not self.steps:
+            self.log_beta = math.log(min(1e-3, 0.01 / now))
         self.log_beta += 0.03 * max(-1.0, min(1.0, math.log(self.square) / 2))
         self.log_beta = max(math.log(1e-6), min(math.log(0.1), self.log_beta))
         self.steps += 1

@@ -169,10 +169,10 @@ class REMUL(SymmetryCallback):
         weights = {f"weight[{k!r}]": w for k, w in weight.items()} if isinstance(weight, dict) else {"weight": weight}
         for key, value in (*weights.items(), ("gradnorm_gamma", gradnorm_gamma), ("gradnorm_lr", gradnorm_lr)):
             check_number(key, value, least=0)
-        if balance == "dual" and (target is not None or loss != "mse" or weight != 1.0):
+        if balance == "dual" and (target is not None or loss != "mse" or weight != 1.0 or detach_target):
             raise ValueError(
                 "balance='dual' holds the relative distance of f(g x) from g f(x) to a tolerance: expected it without "
-                "target, loss and weight, which say what else is compared and how it is weighed"
+                "target, loss, weight and detach_target, which say what else is compared and how it is weighed"
             )
         self.symmetry, self.network, self.weight, self.balance = as_symmetry(symmetry), network, weight, balance
         self.tolerance, self.max_weight, self.fraction, self.every = tolerance, max_weight, fraction, every
@@ -310,8 +310,8 @@ class REMUL(SymmetryCallback):
         )
         if self.tolerance is None:
             return losses
-        # no gradient through |f(x)|^2: a larger output is no smaller error
-        norm = f_x.squared_norms(f_x.parts())[TOTAL].detach().sum() * self.num_samples * self.tolerance**2
+        # with the gradient of |f(x)|^2: without it an output that shrinks is held ever more, and f = 0 is the end
+        norm = f_x.squared_norms(f_x.parts())[TOTAL].sum() * self.num_samples * self.tolerance**2
         tiny = torch.finfo(torch.float32).tiny
         return {path: loss / norm.to(loss.dtype).clamp_min(tiny) for path, loss in losses.items()}
 
