@@ -40,8 +40,8 @@ class RPP(KeepingCallback):
     The priors are terms of the loss, and their gradients go through the user's optimizer with the task's. A decoupled
     weight decay, as AdamW's, is another thing: the optimizer then divides the task's gradient by its size but not the
     decay, so that a weight ends where L_task's slope divided by its root mean square is -a w, which is the minimum of
-    no loss, and depends on the rate at which gradients vary. The user's own weight decay stays what it is on the model's
-    weights, and leaves those of the branches alone: a is all that pulls on them.
+    no loss, and depends on the rate at which gradients vary. The user's own weight decay stays what it is on the
+    model's weights, and leaves those of the branches alone: a is all that pulls on them.
 
     The defaults are those of a prior in units of the task loss: b = 0, as what the user's training does to the layers
     is the user's choice; a = 1 is that a free weight of 1 costs as much as half a unit of the loss, and
