@@ -23,7 +23,7 @@ class ClonedLayer(nn.Module):
     symmetries permute or turn the entries. Where x_c = 0 its term is 0. With a `Teacher` as the student this is
     exactly the strict layer, b_o + sum_c Phi(x_c; tau_oc).
 
-    All B * C * O calls of the student are one call. A student that is linear in x and has `matrix(tau)`, as
+    All `B * C * O` calls of the student are one call. A student that is linear in x and has `matrix(tau)`, as
     `ConditionalBilinear`, is asked for that instead, which is much cheaper. Layers may share one student.
 
     Args:

@@ -194,7 +194,7 @@ class Representation(ABC):
         return cast("Representation", replace(moved, dim=places if isinstance(self.dim, tuple) else places[0]))
 
     def copies(self, features: tuple[int, ...]) -> list[Copies]:
-        """What features of this shape, of a tensor `(rows, *features)`, fall into: channels are one another's copies."""
+        """What features of this shape, in `(rows, *features)`, fall into: channels are copies of one another."""
         n = len(features) + 1
         own = sorted({dim % n - 1 for dim in self.acts_on} if not self.trivial else ())
         places = torch.arange(math.prod(features)).reshape(features)
