@@ -58,18 +58,24 @@ def formulas_of(text: str) -> tuple[list[str], list[str]]:
     return re.findall(r"(?<![\\$])\$(?!\s)([^$]+?)(?<!\s)\$(?!\$)", rest), on_their_own
 
 
-def plain_formulas_of(text: str) -> list[str]:
-    """Lines indented as code that are neither a command nor in a list: formulas that no browser draws."""
+def indented_code_of(text: str) -> list[str]:
+    """Lines indented as code, outside lists."""
     lines = FENCE.sub("", text).splitlines()
     found: list[str] = []
     for k, line in enumerate(lines):
         above = next((other for other in reversed(lines[:k]) if other and not other.startswith("    ")), "")
         in_list = re.match(r" *([*-]|\d+\.) |  \S", above)
-        if line.startswith("    ") and not in_list and EQUATION.search(line[4:]) and not COMMAND.match(line.strip()):
-            found.append(line)
+        if line.startswith("    ") and not in_list:
+            found.append(line[4:])
     return found
+
+
+def plain_formulas_of(text: str) -> list[str]:
+    """Lines indented as code that are not a command: formulas that no browser draws."""
+    return [line for line in indented_code_of(text) if EQUATION.search(line) and not COMMAND.match(line.strip())]
 
 
 def long_lines_of(text: str, width: int = 80) -> list[str]:
     """Lines of code that are wider than a page shows."""
-    return [line for block in blocks_of(text) for line in block.code.splitlines() if len(line) > width]
+    lines = [line for block in blocks_of(text) for line in block.code.splitlines()]
+    return [line for line in lines + indented_code_of(text) if len(line) > width]

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import re
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +22,7 @@ from lightning_equiv.compare.command import main as compare_command
 from lightning_equiv.compare.records import read
 from lightning_equiv.compare.way import ready_made
 from tests.helpers import global_seed
+from tests.pages import FENCE, pages
 
 ROOT = Path(__file__).parents[1]
 
@@ -78,6 +84,20 @@ def test_the_api_pages_list_what_is_public_once_and_nothing_else() -> None:
     assert set(re.findall(r"\]\(api/(\w+)\.md\)", index)) == {path.stem for path in ROOT.glob("docs/api/*.md")}
 
 
+# Words that are also a public name: a key of the results, a command.
+NOT_A_NAME = {"comparing.md": {"equivariance_error"}, "modules.md": {"audit"}}
+NOT_LINKED = ("README.md", "index.md", "api.md", "results.md", "contract.md", "contributing.md", "guarantees.md")
+
+
+@pytest.mark.parametrize("page", sorted(pages().keys() - set(NOT_LINKED)))
+def test_public_names_on_a_page_lead_to_the_api(page: str) -> None:
+    text = re.sub(r"^#.*|^    .*", "", FENCE.sub("", pages()[page]), flags=re.MULTILINE)
+    linked = set(re.findall(r"\]\[lightning_equiv\.(?:datasets\.)?(\w+)\]", text))
+    prose = re.sub(r"\[[^\]]*\](\([^)]*\)|\[[^\]]*\])", "", text)  # without links, also to other pages
+    mentioned = set(re.findall(r"(?<![`\w])`(\w+)`(?!`)", prose)) & public_names()
+    assert mentioned - linked - NOT_A_NAME.get(page, set()) == set()
+
+
 def test_the_page_on_guarantees_names_every_file_of_faults() -> None:
     named = set(re.findall(r"`(tests/\S+\.py)`", (ROOT / "docs" / "guarantees.md").read_text()))
     assert {path for path in named if not (ROOT / path).exists()} == set()
@@ -96,8 +116,8 @@ def test_the_script_of_the_front_page_prints_what_the_page_says(capsys: pytest.C
     (said,) = re.findall(r"```text\n(.*?)```", readme, re.DOTALL)
     assert code in index
     assert said in index
-    assert len(code.splitlines()) < 45
-    quiet = "accelerator='cpu', enable_progress_bar=False, enable_model_summary=False"
+    assert len(code.splitlines()) < 40
+    quiet = "accelerator='cpu', enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False"
     with global_seed():
         exec(code.replace("L.Trainer(", f"L.Trainer({quiet}, "), {})
     printed, expected = (
@@ -109,6 +129,12 @@ def test_the_script_of_the_front_page_prints_what_the_page_says(capsys: pytest.C
         assert [float(n) for n in line[1:]] == pytest.approx(
             [float(n) for n in of_page[1:]], rel=0.5
         )  # other processors round otherwise
+
+
+def test_the_front_page_of_the_docs_has_the_strategies_of_the_readme() -> None:
+    pattern = re.compile(r"^\| \| for which network.*?\n\n", re.DOTALL | re.MULTILINE)
+    (readme,), (index,) = (pattern.findall(pages()[page]) for page in ("README.md", "index.md"))
+    assert readme.replace("](docs/", "](") == index
 
 
 def blocks_of(page: str) -> list[str]:
@@ -183,6 +209,64 @@ def test_the_page_on_comparing_runs_and_says_what_it_says(
     compare_command(["--config", "mine.yaml", "--fast-dev-run", "--no-progress"])
     assert "equivariant" in capsys.readouterr().out
     assert not list(tmp_path.glob("mine.jsonl*"))  # two steps are not kept among the runs
+
+
+class FakeRay:
+    """`ray` as the page calls it: a decorator, `.remote(...)`, and `.future()` of what that returns."""
+
+    def __init__(self, pool: ThreadPoolExecutor) -> None:
+        self.pool, self.calls = pool, 0
+
+    def remote(self, *, num_cpus: int) -> Callable[[Callable[..., Any]], SimpleNamespace]:
+        assert num_cpus == 1
+        return lambda function: SimpleNamespace(remote=partial(self.started, function))
+
+    def started(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> SimpleNamespace:
+        self.calls += 1
+        future = self.pool.submit(function, *args, **kwargs)
+        return SimpleNamespace(future=lambda: future)
+
+
+class FakeClient:
+    """`dask.distributed.Client` as the page calls it."""
+
+    pool: ThreadPoolExecutor
+
+    def __init__(self, *, n_workers: int, threads_per_worker: int) -> None:
+        assert (n_workers, threads_per_worker) == (4, 1)
+
+    def __enter__(self) -> FakeClient:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.pool.shutdown()
+
+    def get_executor(self, *, pure: bool) -> ThreadPoolExecutor:
+        assert not pure
+        return self.pool
+
+
+def test_the_page_on_comparing_hands_runs_to_dask_and_to_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (ROOT / "docs" / "comparing.md").read_text()
+    dask, ray = re.findall(r"```py\n(.*?)```", page, re.DOTALL)
+    definitions = blocks_of("comparing.md")[0].partition("comparison = compare")[0]
+    monkeypatch.chdir(tmp_path)
+    quick = {"steps": 2, "seeds": 1, "ways": ["plain"], "trainer": {"accelerator": "cpu"}, "progress": False}
+    quick["num_inputs"] = 4
+    space: dict[str, Any] = {}
+    exec(definitions, space)
+    space["compare"] = lambda *args, **kwargs: compare(*args, **(kwargs | quick))
+    with ThreadPoolExecutor(1) as pool:
+        fake = FakeRay(pool)
+        FakeClient.pool = ThreadPoolExecutor(1)
+        monkeypatch.setitem(sys.modules, "ray", fake)  # type: ignore[arg-type]
+        monkeypatch.setitem(sys.modules, "dask", SimpleNamespace())  # type: ignore[arg-type]
+        monkeypatch.setitem(sys.modules, "dask.distributed", SimpleNamespace(Client=FakeClient))  # type: ignore[arg-type]
+        exec(dask, space)
+        exec(ray, space)
+    assert fake.calls == 1
+    for found in (space["of_dask"], space["of_ray"]):
+        assert [r["status"] for r in found.runs] == ["ok"]
 
 
 def test_the_page_on_comparing_has_every_way_that_is_ready_made() -> None:

@@ -38,6 +38,7 @@ class Page(HTMLParser):
     fetched: list[str] = field(default_factory=list)
     formulas: list[str] = field(default_factory=list)
     prose: list[str] = field(default_factory=list)
+    emphasised: int = 0
     open: list[tuple[str, bool]] = field(default_factory=list)  # elements around, and whether each is code or a formula
 
     def __post_init__(self) -> None:
@@ -45,6 +46,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, pairs: list[tuple[str, str | None]]) -> None:
         attributes = dict(pairs)
+        self.emphasised += tag == "em"
         self.ids |= {attributes.get("id") or "", (attributes.get("name") or "") if tag == "a" else ""}
         if tag == "a" and "href" in attributes:
             self.links.append(attributes["href"] or "")
@@ -134,6 +136,17 @@ def test_every_formula_is_an_element_that_is_drawn(site: Path, html: dict[Path, 
         left = [part for part in html[path].prose if "$$" in part or "\\(" in part or "\\begin" in part]
         assert left == [], name
     assert sum(len(page.formulas) for page in html.values()) > 90
+
+
+@needs_mkdocs
+def test_docstrings_are_shown_as_they_are_written(site: Path, html: dict[Path, Page]) -> None:
+    """Markdown takes the stars of `*args` outside backticks for emphasis, or leaves them."""
+    pages = {path.parent.name: page for path, page in html.items() if path.is_relative_to(site / "api")}
+    assert len(pages) > 10
+    assert {name: page.emphasised for name, page in pages.items() if page.emphasised} == {}
+    marks = ("*", "``", ":math:", ":class:", "$$", ">>>")
+    left = [(name, part) for name, page in pages.items() for part in page.prose if any(m in part for m in marks)]
+    assert left == []
 
 
 @needs_mkdocs

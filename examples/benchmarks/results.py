@@ -8,11 +8,13 @@ Nothing is trained: each file of lines is made by its configuration, which stand
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
+from textwrap import indent
 
 from lightning_equiv import Comparison
 from lightning_equiv.compare.advice import advice
@@ -39,7 +41,7 @@ class Experiment:
     @property
     def command(self) -> str:
         preset = f" --preset {self.preset}" if self.preset else ""
-        return f"python -m lightning_equiv compare --config examples/benchmarks/{self.config}.yaml{preset}"
+        return f"python -m lightning_equiv compare \\\n    --config examples/benchmarks/{self.config}.yaml{preset}"
 
     def settings(self) -> dict[str, object]:
         return configuration(ROOT / "examples" / "benchmarks" / f"{self.config}.yaml", self.preset)
@@ -211,6 +213,18 @@ CLAIMS = [
 ]
 
 
+def listed(excerpt: str) -> str:
+    """The excerpt with paragraphs of advice, "what: a sentence. A sentence. ...", as lists."""
+    blocks = excerpt.split("\n\n")
+    tables = next((k for k, block in enumerate(blocks) if block.startswith(("|", "**"))), len(blocks))
+    for k, block in enumerate(blocks[:tables]):
+        what, colon, sentences = block.partition(": ")
+        each = re.split(r"(?<=\.) ", sentences)
+        if colon and len(each) > 2:
+            blocks[k] = f"{what}:\n\n" + "\n".join(f"* {sentence}" for sentence in each)
+    return "\n\n".join(blocks)
+
+
 def page(found: dict[str, Comparison]) -> str:
     """The page, in Markdown."""
     experiments = [e for e in EXPERIMENTS if e.name in found]
@@ -242,11 +256,11 @@ def page(found: dict[str, Comparison]) -> str:
         lines += [
             f"## {c.title}",
             "",
-            f"    {e.command}",
+            indent(e.command, "    "),
             "",
             f"{len(c.runs)} runs, made at {commits}. {e.words}".strip(),
             "",
-            c.excerpt(f"results/{e.name}.png"),
+            listed(c.excerpt(f"results/{e.name}.png")),
         ]
     return "\n".join(lines)
 

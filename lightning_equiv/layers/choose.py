@@ -24,10 +24,10 @@ def find_layers(module: nn.Module, layers: Layers, families: Sequence[LayerFamil
 
     Args:
         module: the model.
-        layers: a glob on dotted names ("net.layers.*.update"), a type, a predicate (name, module) -> bool, a list of
+        layers: a glob on dotted names (`net.layers.*.update`), a type, a predicate (name, module) -> bool, a list of
             these, or a dict from globs to (input representation, output representation) or to a `LayerFamily`. In a
-            glob "*" stands for anything within one level, "**" for any number of levels. What lies inside a composite
-            (`LayerFamily.composite`) is taken neither by a type nor by "**", but by a predicate, and by a glob that
+            glob `*` stands for anything within one level, `**` for any number of levels. What lies inside a composite
+            (`LayerFamily.composite`) is taken neither by a type nor by `**`, but by a predicate, and by a glob that
             names every level from the composite on.
         families: asked before the built-in ones which of the layers are theirs.
 

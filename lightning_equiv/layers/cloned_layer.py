@@ -23,11 +23,12 @@ class ClonedLayer(nn.Module):
     symmetries permute or turn the entries. Where x_c = 0 its term is 0. With a `Teacher` as the student this is
     exactly the strict layer, b_o + sum_c Phi(x_c; tau_oc).
 
-    All B * C * O calls of the student are one call. A student that is linear in x and has `matrix(tau)`, as
+    All `B * C * O` calls of the student are one call. A student that is linear in x and has `matrix(tau)`, as
     `ConditionalBilinear`, is asked for that instead, which is much cheaper. Layers may share one student.
 
     Args:
-        student: any module called like a `Teacher`: x (n, *in_shape) and tau (n, num_weights) to (n, *out_shape).
+        student: any module called like a `Teacher`: `x (n, *in_shape)` and `tau (n, num_weights)` to
+            `(n, *out_shape)`.
         in_channels: C.
         out_channels: O.
         num_weights: length of one tau; None takes the student's own.
@@ -41,7 +42,7 @@ class ClonedLayer(nn.Module):
         bias: (O,) zeros at first, or None.
 
     Shape:
-        x (B, C, *in_shape) to (B, O, *out_shape).
+        `(B, C, *in_shape)` to `(B, O, *out_shape)`.
 
     Raises:
         ValueError: no channels; a length of tau that is not the student's, is 0 or is not known; on a call, another
@@ -97,7 +98,7 @@ class ClonedLayer(nn.Module):
             nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, *in_shape) to (B, O, *out_shape)."""
+        """`(B, C, *in_shape)` to `(B, O, *out_shape)`."""
         in_shape = getattr(self.student, "in_shape", x.shape[2:])
         if x.shape[1:] != (self.in_channels, *in_shape):
             shape = ", ".join(map(str, (self.in_channels, *in_shape)))

@@ -90,7 +90,7 @@ class LayerFamily(ABC):
     def composite(self, module: nn.Module) -> bool:
         """Whether a module's parts are its own business, as those of e3nn's `NormActivation` are.
 
-        A type, or "**" in a glob, passes by what lies inside; it is chosen by all its levels.
+        A type, or `**` in a glob, passes by what lies inside; it is chosen by all its levels.
         """
         return False
 

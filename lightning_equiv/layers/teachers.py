@@ -92,7 +92,7 @@ class CircularConvolution(Teacher):
         kernel_size: k, odd, at most the smallest of the sizes. num_weights = k^d.
 
     Attributes:
-        scale: k^{-d/2}; `torch.nn.functional.conv2d` does the same with the kernel scale * tau.
+        scale: k^{-d/2}; `torch.nn.functional.conv2d` does the same with the kernel `scale * tau`.
 
     Raises:
         ValueError: sizes that are not one or two, an even kernel, or one that is larger than the grid.

@@ -122,7 +122,7 @@ class Representation(ABC):
         Args:
             weight: (width, numbers) W.
             g: times n elements; element k n + i moves row i for the k-th time.
-            x: (n, *row) with as many numbers in a row.
+            x: `(n, *row)` with as many numbers in a row.
             times: how often every row is moved.
             matrices: of g; kept between calls with the same elements.
         """
@@ -184,7 +184,7 @@ class Representation(ABC):
         return None if channels is None or len(dims) > 1 else (channels,)
 
     def of_features(self, dims: tuple[int, ...]) -> Representation:
-        """The same action on a tensor (rows, *features), with the features that lie in these dimensions of a tensor."""
+        """The same action on a tensor `(rows, *features)`, whose features lie in these dimensions of a tensor."""
         if len(dims) == 1 or self.trivial:
             return self
         places = tuple(dims.index(dim) - len(dims) for dim in self.dims)
@@ -194,7 +194,7 @@ class Representation(ABC):
         return cast("Representation", replace(moved, dim=places if isinstance(self.dim, tuple) else places[0]))
 
     def copies(self, features: tuple[int, ...]) -> list[Copies]:
-        """What features of this shape, of a tensor (rows, *features), fall into: channels are copies of one another."""
+        """What features of this shape, in `(rows, *features)`, fall into: channels are copies of one another."""
         n = len(features) + 1
         own = sorted({dim % n - 1 for dim in self.acts_on} if not self.trivial else ())
         places = torch.arange(math.prod(features)).reshape(features)

@@ -25,7 +25,7 @@ class Symmetry:
     Args:
         group: the group, or its name: "SO(3)", "O(3)", "SE(3)", "E(3)", "SO(2)", "C4", "D4", "S5", "SO(3) x S5".
         inputs: how an element moves the arguments of the network. A tuple goes by position, a dict by the arguments'
-            names, and positions where these have none: {0: "1o", "mass": "0e"} for forward(*args, **kwargs) (or it
+            names, and positions where these have none: {0: "1o", "mass": "0e"} for `forward(*args, **kwargs)` (or it
             mirrors the one dict, dataclass or PyG graph that the network takes), nested as the arguments are; a single
             representation is the only argument. Leaves are representations, irreps such as "16x0e+1o", or callables.
             Every tensor must be named; what nothing moves is `Invariant()`.

@@ -51,7 +51,7 @@ def blocks() -> list[str]:
 
 
 def run(code: str, changes: dict[str, str]) -> dict[str, Any]:
-    """The block with fewer epochs or points, and a silent Trainer."""
+    """The code with fewer epochs or points, and a silent Trainer."""
     for before, after in {"L.Trainer(": f"L.Trainer(**{QUIET}, ", **changes}.items():
         assert before in code
         code = code.replace(before, after)
@@ -159,10 +159,9 @@ def test_qm9(capsys: pytest.CaptureFixture[str]) -> None:
     raw = Path("data/QM9/raw")
     raw.mkdir(parents=True)
     (write_sdf if importlib.util.find_spec("rdkit") else write_prepared)(raw, 130)
-    space = run(
-        blocks()[0],
-        {"max_epochs=10": "max_epochs=20", "lr=1e-3": "lr=1e-2", "channels: int = 64": "channels: int = 16"},
-    )
+    generated, real, *_ = blocks()
+    few = {"epochs=5": "epochs=1", "epochs=10": "epochs=20", "lr=1e-3": "lr=1e-2", "range(500)": "range(40)"}
+    space = run(f"{generated}\n{real}", {**few, "channels: int = 64": "channels: int = 16"})
     assert sorted(space["data"].idx.tolist()) == [k for k in range(130) if k not in (1, 6)]
     (first,) = [graph for graph in space["data"] if graph.idx == 0]
     _, _, pos, _ = molecules(1)[0]
@@ -171,10 +170,26 @@ def test_qm9(capsys: pytest.CaptureFixture[str]) -> None:
     assert first.y[0, 12] == pytest.approx(labels_of(pos)[15] * KCAL, rel=1e-5)  # in eV
     errors = space["errors"]
     assert errors["REMUL"] < 0.5 * errors["plain"]
-    model, test = space["model"], list(space["test"])
+    model, test = space["model"], list(space["split"](space["data"])[2])
     by_hand = error_by_hand(model.net, test)
     assert errors["REMUL"] == pytest.approx(by_hand, rel=0.4)
     assert "REMUL" in capsys.readouterr().out
+
+
+def test_the_molecules_that_the_page_makes_are_of_the_shape_of_qm9() -> None:
+    raw = Path("data/QM9/raw")
+    raw.mkdir(parents=True)
+    (write_sdf if importlib.util.find_spec("rdkit") else write_prepared)(raw, 10)
+    (first,) = (graph for graph in geometric.datasets.QM9("data/QM9") if graph.idx == 2)  # water, too
+    (source,) = re.findall(r"^def water.*?(?=\n\n\n)", PAGE.read_text(), re.DOTALL | re.MULTILINE)
+    space: dict[str, Any] = {"torch": torch, "Data": Data, "TARGET": 12}
+    exec(source, space)
+    made = space["water"]()
+    for name, value in made.to_dict().items():
+        assert value.dtype == first[name].dtype, name
+        assert value.shape == first[name].shape, name
+    assert torch.equal(made.z, first.z)
+    assert torch.equal(made.edge_index, first.edge_index)
 
 
 # ---- MD17 ------------------------------------------------------------------------------------------------------------
@@ -198,7 +213,7 @@ def test_md17() -> None:
     raw = Path("data/MD17/ethanol/raw")
     raw.mkdir(parents=True)
     write_md17(raw / "md17_ethanol.npz", 90)
-    space = run(blocks()[1], {"max_epochs=20": "max_epochs=15", "lr=1e-3": "lr=5e-3", "SchNet(64, 64": "SchNet(8, 8"})
+    space = run(blocks()[2], {"max_epochs=20": "max_epochs=15", "lr=1e-3": "lr=5e-3", "SchNet(64, 64": "SchNet(8, 8"})
     assert len(space["train"]) == 60
     assert len(space["val"]) == 30
     assert float(space["mean"]) == pytest.approx(-97_000, abs=500)
@@ -267,7 +282,7 @@ def write_modelnet(raw: Path, train: int, test: int) -> None:
 def test_modelnet40() -> None:
     write_modelnet(Path("data/ModelNet40/raw"), 10, 8)
     space = run(
-        blocks()[2],
+        blocks()[3],
         {
             "SamplePoints(1024)": "SamplePoints(32)",
             "max_epochs=30": "max_epochs=20",

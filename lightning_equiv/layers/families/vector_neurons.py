@@ -16,7 +16,7 @@ class VectorNeurons(LayerFamily):
     """Layers that take and return vectors (batch, channels, 3, ..).
 
     Args:
-        of: which modules: a type, a glob on the names of types ("Vec*Linear"), or a list of these. None takes those
+        of: which modules: a type, a glob on the names of types (`Vec*Linear`), or a list of these. None takes those
             whose type has a name that begins with VN, or that have the published layers' `map_to_feat`, where they say
             their channels.
 

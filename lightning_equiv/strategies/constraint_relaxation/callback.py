@@ -64,7 +64,7 @@ class ConstraintRelaxation(BranchCallback):
 
     Args:
         symmetry: the group (or its name, "SO(3)", or a `Symmetry`) that the layers are equivariant to.
-        layers: which layers: a glob on dotted names ("net.layers.*.update", "*" for one level, "**" for any number), a
+        layers: which layers: a glob on dotted names (`net.layers.*.update`, `*` for one level, `**` for any number), a
             type, a predicate, a list of these; or a dict from globs to (input, output) representations, or to a
             `LayerFamily`, for layers that do not know theirs. `find(module)` lists what is taken. Best: the linear
             maps before nonlinearities.

@@ -98,9 +98,9 @@ class EquivarianceProjection(SymmetryCallback):
         >>> trainer = L.Trainer(callbacks=[strategy], logger=False, enable_checkpointing=False)
 
     Reference:
-        @inproceedings{berndt2026projection,
-          title={Projection regulariser},
-          author={Berndt and Stuehmer},
+        @inproceedings{berndt2026approximate,
+          title={Approximate Equivariance via Projection-Based Regularisation},
+          author={Berndt, Torben and St{\"u}hmer, Jan},
           booktitle={International Conference on Machine Learning}, year={2026}, note={arXiv:2601.05028}}
         @inproceedings{kim2023regularizing,
           title={Regularizing Towards Soft Equivariance Under Mixed Symmetries},

@@ -39,13 +39,13 @@ class RPP(KeepingCallback):
 
     The priors are terms of the loss, and their gradients go through the user's optimizer with the task's. A decoupled
     weight decay, as AdamW's, is another thing: the optimizer then divides the task's gradient by its size but not the
-    decay, so that a weight ends where L_task's slope *over its root mean square* is -a w, which is the minimum of no
-    loss, and depends on the rate at which gradients vary. The user's own weight decay stays what it is on the model's
-    weights, and leaves those of the branches alone: a is all that pulls on them.
+    decay, so that a weight ends where L_task's slope divided by its root mean square is -a w, which is the minimum of
+    no loss, and depends on the rate at which gradients vary. The user's own weight decay stays what it is on the
+    model's weights, and leaves those of the branches alone: a is all that pulls on them.
 
     The defaults are those of a prior in units of the task loss: b = 0, as what the user's training does to the layers
     is the user's choice; a = 1 is that a free weight of 1 costs as much as half a unit of the loss, and
-    `examples/benchmarks/rpp_weights.py` tries others. Standardise the targets, or write a * the variance of theirs.
+    `examples/benchmarks/rpp_weights.py` tries others. Standardise the targets, or multiply a by their variance.
 
     Logs `rpp/penalty` and `rpp/free_norm`, the root of sum |W_n|^2; at the end `report` lists the layers by |n(x)| /
     |f(x)|, the branch's share, is printed, and is written to `rpp_report.json` in the logger's folder. A layer whose
