@@ -15,11 +15,10 @@ from lightning_equiv.compare.tables import to_csv
 from lightning_equiv.report.document import Document
 from lightning_equiv.report.html import to_html
 from lightning_equiv.report.markdown import to_markdown
-from lightning_equiv.report.pictures import figure
+from lightning_equiv.report.pictures import figure, save_png
 from lightning_equiv.report.terminal import to_terminal, to_text
 
 ENDINGS = (".html", ".md", ".txt", ".csv", ".png")
-_DOTS_PER_INCH = 150
 
 
 @dataclass(frozen=True, init=False, eq=False, repr=False)
@@ -122,7 +121,7 @@ class Comparison(Results):
         if path.suffix == ".png":
             if not self.document.pictures:
                 raise ValueError(f"there is nothing to draw in {path}: no run has figures")
-            self.figure().savefig(path, dpi=_DOTS_PER_INCH)
+            save_png(self.figure(), path)
             return path
         write: dict[str, Callable[[], str]] = {
             ".html": self.html,
