@@ -14,17 +14,16 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from lightning_equiv.report.document import Document, Picture, Section
+from lightning_equiv.report.document import Picture
 from lightning_equiv.report.pictures import figure, save_png
 
 RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
 Run = dict[str, Any]
 
 
-def write(pictures: Iterable[Picture], path: Path, one_legend: bool = False) -> None:
+def write(pictures: Sequence[Picture], path: Path, one_legend: bool = False) -> None:
     """All of them in one file."""
-    section = Section("pictures", "Pictures", (), (), tuple(pictures))
-    save_png(figure(Document("", "", "", (), (section,)), one_legend), path)
+    save_png(figure(pictures, one_legend), path)
     print(f"written: {path}")
 
 

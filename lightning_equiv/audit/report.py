@@ -91,7 +91,7 @@ class EquivarianceReport:
 
     def figure(self) -> Any:
         """All pictures as one matplotlib figure."""
-        return figure(self.document)
+        return figure(self.document.pictures)
 
     def markdown(self) -> str:
         """The report as Markdown."""

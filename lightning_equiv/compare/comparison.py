@@ -82,7 +82,7 @@ class Comparison(Results):
 
     def figure(self) -> Any:
         """All pictures as one matplotlib figure."""
-        return figure(self.document, one_legend=True)
+        return figure(self.document.pictures, one_legend=True)
 
     def markdown(self) -> str:
         """The whole report as Markdown."""

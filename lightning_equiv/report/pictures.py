@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_equiv.report.axes import INK, extent, scale, short, tick, wrap
-from lightning_equiv.report.document import Document, Picture, present, quantile
+from lightning_equiv.report.document import Picture, present, quantile
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -78,17 +78,16 @@ def style() -> Iterator[None]:
         yield
 
 
-def figure(document: Document, one_legend: bool = False) -> Figure:
-    """All pictures of a document, at most two in a row, each under its title.
+def figure(pictures: Sequence[Picture], one_legend: bool = False) -> Figure:
+    """All of some pictures, at most two in a row, each under its title.
 
     Args:
-        document: whose pictures are drawn.
+        pictures: of any kinds.
         one_legend: above all of them, which have the same series; else each has its own.
 
     Raises:
         ImportError: there is no matplotlib.
     """
-    pictures = document.pictures
     with style():
         from matplotlib.figure import Figure
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from dataclasses import replace
 
 import matplotlib as mpl
 import matplotlib.image
@@ -197,7 +196,7 @@ def test_a_scatter_shows_its_points_and_the_diagonal():
 
 
 def test_a_figure_has_every_picture_at_most_two_in_a_row(document):
-    whole = figure(document)
+    whole = figure(document.pictures)
     assert [axes.get_title(loc="left") for axes in whole.axes] == [picture.title for picture in document.pictures]
     whole.canvas.draw()
     boxes = [axes.get_window_extent() for axes in whole.axes]
@@ -209,11 +208,11 @@ def test_a_figure_has_every_picture_at_most_two_in_a_row(document):
 @pytest.mark.parametrize("one_legend", [True, False])
 def test_letters_of_a_figure_can_be_read_on_a_page(document, one_legend):
     """At least 9.5 pixels high where the figure is shown 690 pixels wide; legends hide neither titles nor data."""
+    pictures = document.pictures
     if one_legend:  # of pictures with the same series
         same = {"x": [1, 2], "series": {f"way {i}": {"value": [1.0, i]} for i in range(20)}}
         pictures = tuple(Picture(f"picture {i}", "curve", same, "") for i in range(3))
-        document = replace(document, sections=(replace(document.sections[0], pictures=pictures),))
-    whole = figure(document, one_legend)
+    whole = figure(pictures, one_legend)
     pixels = 690 / whole.get_size_inches()[0]
     legends = [axes.get_legend() for axes in whole.axes if axes.get_legend()]
     legends += [legend for part in whole.subfigs for legend in part.legends]
@@ -241,8 +240,8 @@ def test_a_png_has_few_colours_and_the_picture_in_them(tmp_path):
     assert (tmp_path / "few.png").stat().st_size < (tmp_path / "all.png").stat().st_size / 2
 
 
-def test_a_figure_of_no_pictures_is_empty(document):
-    assert figure(replace(document, sections=())).axes == []
+def test_a_figure_of_no_pictures_is_empty():
+    assert figure(()).axes == []
 
 
 def test_the_users_style_is_left_alone_and_not_used():
@@ -259,7 +258,9 @@ def test_dollars_are_dollars():
     assert "a$_b$" in svg(picture, "k")
 
 
-@pytest.mark.parametrize("write", [to_html, figure, lambda document: panel(document.pictures[0])])
+@pytest.mark.parametrize(
+    "write", [to_html, lambda document: figure(document.pictures), lambda document: panel(document.pictures[0])]
+)
 def test_without_matplotlib_it_says_what_to_install(document, monkeypatch, write):
     monkeypatch.setitem(sys.modules, "matplotlib.style", None)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
