@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from itertools import pairwise
 
 import matplotlib as mpl
 import matplotlib.image
@@ -135,6 +136,24 @@ def test_long_names_of_layers_stay_apart():
     assert len(set(shorts)) == 9
     assert max(map(len, shorts)) <= 28
     assert all(short.endswith("attention.linear") for short in shorts)
+
+
+@pytest.mark.parametrize(
+    ("names", "turned"),
+    [
+        (["plain", "cloned, retain", "cloned, break", "strict"], True),  # two long ones side by side
+        (["cloned, retain", "a", "cloned, break", "b"], False),
+        (["0", "1", "2", "3", "4", "rest"], False),
+    ],
+)
+def test_names_below_bars_do_not_touch(names, turned):
+    whole = panel(Picture("p", "bars", {"labels": names, "series": {"s": {"value": [1.0] * len(names)}}}, ""))
+    whole.draw_without_rendering()
+    texts = whole.axes[0].get_xticklabels()
+    assert [text.get_rotation() > 0 for text in texts] == [turned] * len(names)
+    if not turned:
+        boxes = [text.get_window_extent() for text in texts]
+        assert all(a.x1 + 3 < b.x0 for a, b in pairwise(boxes))
 
 
 def test_a_long_legend_makes_the_panel_higher():

@@ -177,7 +177,7 @@ def picture(path: Path, panels: list[tuple[str, list[Row]]]) -> None:
                 y = arms.index(row["arm"])
                 axis.plot([row["low"], row["high"]], [y, y], color=colour)
                 axis.plot(row["solved"], y, marker, color=colour, markersize=5)
-            axis.set_title(name)
+            axis.set_title(name, fontsize=9.5, fontweight="normal")
             axis.set_xlim(-0.03, 1.03)
             axis.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
             axis.set_yticks(range(len(arms)), arms)
