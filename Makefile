@@ -42,6 +42,7 @@ docs: $(VENV)/.docs
 ## results: the page of results, its tables and pictures, from the JSON lines in docs/results
 results: $(VENV)/.demo
 	$(VENV)/bin/python examples/benchmarks/results.py
+	$(VENV)/bin/python examples/benchmarks/earlier_runs.py --out docs/results
 
 ## clean: remove the environment and everything the tools wrote
 clean:

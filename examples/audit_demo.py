@@ -33,6 +33,7 @@ from lightning_equiv.datasets import radius_graph
 from lightning_equiv.datasets.nbody import GravityDataModule
 from lightning_equiv.networks.tasks import Particles
 from lightning_equiv.networks.transformer import ParticleTransformer
+from lightning_equiv.report.pictures import save_png
 
 PAGES = {  # what stands side by side, by its name on the page; one network is a page by itself
     "audit_nbody": {"plain": "nbody_plain", "augmentation": "nbody_augmentation", "REMUL": "nbody_remul"},
@@ -163,7 +164,7 @@ def write_page(name: str, reports: dict[str, EquivarianceReport], out: Path, com
         page = EquivarianceReport.compare(list(reports.values()), names=list(reports))
     page.save(out / f"{name}.html")
     (out / f"{name}.md").write_text(f"`{command}`\n\n![All pictures]({name}.png)\n\n{page.markdown()}")
-    page.figure().savefig(out / f"{name}.png", dpi=100)
+    save_png(page.figure(), out / f"{name}.png")
     with (out / f"{name}.csv").open("w", newline="") as file:
         rows = [[name, r.verdict, *(f"{v:.3g}" for v in r.error)] for name, r in reports.items()]
         csv.writer(file).writerows([["network", "verdict", "relative error", "low", "high"], *rows])

@@ -24,13 +24,14 @@ from typing import Any
 
 import lightning as L
 import torch
-from matplotlib.figure import Figure
 from shared.command_line import arguments
 from torch import Tensor, nn
 
 from lightning_equiv import GroupAugmentation, Image, Invariant, SoftnessCurve, Symmetry, soften, softness_curve
 from lightning_equiv.datasets import DigitsDataModule
 from lightning_equiv.networks.tasks import Classifier
+from lightning_equiv.report.document import Picture
+from lightning_equiv.report.pictures import figure, save_png
 
 SYMMETRY = Symmetry("C4", inputs=Image(), outputs=Invariant(), batch={"images": Image(), "labels": Invariant()})
 SOFTNESSES = (0.0, 0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 1.0)
@@ -121,30 +122,27 @@ def with_layers(curve: SoftnessCurve) -> list[dict[str, float]]:
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
-    """Errors of both trainings against softness, a column for each."""
-    figure = Figure(figsize=(9.6, 5.2), layout="constrained")
-    axes = figure.subplots(2, len(TRAININGS), sharex=True, sharey="row")
-    for column, training in enumerate(TRAININGS):
-        for channels, color in zip(TRAININGS[training], ("#0072b2", "#d55e00"), strict=False):
-            own = [row for row in rows if (row["training"], row["channels"]) == (training, channels)]
-            xs = [row["softness"] for row in own]
-            for name, style in ((TURNED, "o-"), (UPRIGHT, "o--")):
-                ys = [row[name] for row in own]
-                axes[0, column].plot(xs, ys, style, color=color, markersize=3, label=f"{channels}, {name[7:-4]}")
-            errors = [row["equivariance error"] for row in own]
-            axes[1, column].plot(xs, errors, "o-", color=color, markersize=3, label=channels)
-        axes[0, column].set(title=training, ylim=(0, 100))
-        axes[1, column].set(xlabel="softness: 0 is strict, 1 as trained", ylim=(0, None))
-        for ax in axes[:, column]:
-            ax.grid(alpha=0.2)
-    axes[0, 0].set(ylabel="test error [%]")
-    axes[1, 0].set(ylabel="equivariance error")
-    axes[0, 0].legend(fontsize="small", title="hidden channels, digits", title_fontsize="small")
-    figure.savefig(path, dpi=150)
+    """Errors against softness, a row for each training."""
+    pictures = []
+    for training, channels in TRAININGS.items():
+        own = {c: [row for row in rows if (row["training"], row["channels"]) == (training, c)] for c in channels}
+        errors = {
+            f"{c}, {n[7:-4]}": {"value": [float(row[n]) for row in own[c]]} for c in own for n in (TURNED, UPRIGHT)
+        }
+        breaks = {c: {"value": [float(row["equivariance error"]) for row in own[c]]} for c in own}
+        xs = [float(row["softness"]) for row in own["regular"]]
+        for series, measured in ((errors, "test error / %"), (breaks, "equivariance error")):
+            labels = {"x_label": "softness: 0 is strict, 1 as trained", "y_label": measured}
+            pictures.append(Picture(f"{training}: {measured}", "curve", {"x": xs, "series": series, **labels}, ""))
+    save_png(figure(pictures), path)
 
 
 if __name__ == "__main__":
-    options = arguments(__doc__, steps=600)
+    options = arguments(__doc__, steps=600, draw=True)
+    if options.draw:
+        with Path(f"{options.path}.csv").open(newline="") as file:
+            draw(list(csv.DictReader(file)), Path(f"{options.path}.png"))
+        raise SystemExit(f"written: {options.path}.png")
     steps = options.runs["steps"]
     torch.set_num_threads(1)
     found: dict[tuple[str, str], list[SoftnessCurve]] = {}

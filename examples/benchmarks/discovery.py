@@ -29,6 +29,8 @@ from lightning_equiv.discovery.conditional_test import conditional_test, turn_ba
 from lightning_equiv.discovery.exact_test import exact_test
 from lightning_equiv.discovery.orbits import moved_features, orbits_of
 from lightning_equiv.discovery.sample import sample_of
+from lightning_equiv.report.document import Picture
+from lightning_equiv.report.pictures import figure, save_png
 
 CHARGES = Symmetry("SO(3)", {"charges": Invariant(), "positions": "1o", "velocities": "1o"}, "1o")
 GRAVITY = Symmetry("SO(3)", {"masses": Invariant(), "positions": "1o", "velocities": "1o"}, "1o")
@@ -135,22 +137,21 @@ def few_orbits(sample, candidate, copies):
 
 
 def draw(options, rows):
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(5.5, 3.6), layout="constrained")
-    for field in dict.fromkeys(row[0] for row in rows):
-        own = [row for row in rows if row[0] == field]
-        axes.plot([row[1] for row in own], [float(row[3]) for row in own], marker="o", label=f"field {field:g}")
-    axes.axhline(LEVEL, color="grey", lw=0.8, ls=":")
-    axes.set(xscale="log", xlabel="samples", ylabel="share of data sets where it is found", ylim=(-0.03, 1.03))
-    axes.set_xticks(sizes := sorted({row[1] for row in rows}), [str(n) for n in sizes])
-    axes.minorticks_off()
-    axes.legend(frameon=False, fontsize=8)
-    figure.savefig(options.out / "discovery_power.png", dpi=150)
-    print(f"written: {options.out / 'discovery_power.png'}")
+    """The share found against the number of samples."""
+    sizes = sorted({int(n) for _, n, *_ in rows})
+    found = {(float(field), int(n)): float(share) for field, n, _, share in rows}
+    fields = list(dict.fromkeys(field for field, _ in found))
+    data = {
+        "x": sizes,
+        "series": {f"field {field:g}": {"value": [found[field, n] for n in sizes]} for field in fields},
+        "lines": {f"level {LEVEL}": [LEVEL] * len(sizes)},
+        "x_label": "samples",
+        "y_label": "share of data sets",
+        "log_x": 10,
+    }
+    path = options.out / "discovery_power.png"
+    save_png(figure([Picture("the field is found", "curve", data, "")]), path)
+    print(f"written: {path}")
 
 
 def problems(options):
@@ -205,9 +206,14 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--out", type=Path, default=Path("docs/results"), help="folder of what is written")
+    parser.add_argument("--draw", action="store_true", help="only the picture of the power, from its csv")
     parser.add_argument("--fast-dev-run", action="store_true", help="few data sets, to see that it runs")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
+    if options.draw:
+        with (options.out / "discovery_power.csv").open(newline="") as file:
+            draw(options, list(csv.reader(file))[1:])
+        return
     for part in options.parts:
         PARTS[part](options)
 

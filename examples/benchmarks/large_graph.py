@@ -34,6 +34,8 @@ from torch import Tensor, nn
 
 from lightning_equiv import REMUL, EquivarianceError, Invariant, Point, Symmetry
 from lightning_equiv.datasets import radius_graph
+from lightning_equiv.report.document import Picture
+from lightning_equiv.report.pictures import figure, save_png
 
 INPUTS = {"positions": Point(), "charges": Invariant()}
 SYMMETRY = Symmetry("SE(3)", INPUTS, "1o", index="batch", num_graphs="num_graphs")
@@ -202,22 +204,14 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(1, 2, figsize=(10, 5.4), sharex=True)
-    for axis, key, label in zip(axes, ("seconds", "mib"), ("seconds", "MiB beyond what was held"), strict=True):
-        for what in dict.fromkeys(row["what"] for row in rows):
-            points, values = series(rows, what, key)
-            slope = exponent(points, values)
-            axis.loglog(points, values, "o-", markersize=4, label=f"{what}: n^{slope:.2f}")
-        axis.set(xlabel="points", ylabel=label)
-        axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncol=2, frameon=False)
-        axis.grid(True, which="both", alpha=0.2)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
+    sizes, whats = sorted({row["points"] for row in rows}), list(dict.fromkeys(row["what"] for row in rows))
+    pictures = []
+    for key, label in (("seconds", "seconds"), ("mib", "MiB beyond what was held")):
+        found = {what: dict(zip(*series(rows, what, key), strict=True)) for what in whats}
+        curves = {what: {"value": [found[what].get(n) for n in sizes]} for what in whats}
+        data = {"x": sizes, "series": curves, "x_label": "points", "y_label": label, "log": True, "log_x": 3}
+        pictures.append(Picture(label, "curve", data, ""))
+    save_png(figure(pictures, one_legend=True), path)
 
 
 def main() -> None:

@@ -48,6 +48,8 @@ from lightning_equiv.networks.scaled import Scaled
 from lightning_equiv.networks.se3_peer import SE3TransformerPeer
 from lightning_equiv.networks.tasks import Particles
 from lightning_equiv.networks.transformer import ParticleTransformer
+from lightning_equiv.report.document import Picture
+from lightning_equiv.report.pictures import figure, save_png
 
 MOVED = {"masses": Invariant(), "positions": "1o", "velocities": "1o"}
 SO3 = Symmetry("SO(3)", inputs=MOVED, outputs="1o", batch={**MOVED, "targets": "1o"})
@@ -227,26 +229,22 @@ def crossing(samples: int = 1001) -> str:
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
-    import matplotlib as mpl
-
-    mpl.use("agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), sharex=True, constrained_layout=True)
-    for name in dict.fromkeys(r["network"] for r in rows):
-        own = [r for r in rows if r["network"] == name]
-        for axis, key in zip(axes, ("equivariance_error", "mse_ood"), strict=True):
-            points = axis.scatter([float(r["ms"]) for r in own], [float(r[key]) for r in own], s=18, label=name)
-            if key == "equivariance_error" and name == "REMUL(10)":
-                for r in own:
-                    place, colour = (float(r["ms"]), float(r[key])), points.get_facecolor()[0]
-                    axis.annotate(
-                        r["method"], place, (2, 4), textcoords="offset points", fontsize=6, color=colour, rotation=40
-                    )
-    for axis, title in zip(axes, ("relative equivariance error", "mean squared error, turned further"), strict=True):
-        axis.set(xscale="log", yscale="log", xlabel="ms for 128 inputs", title=title)
-    axes[1].legend(fontsize=7)
-    figure.savefig(path, dpi=110)
+    """Both errors against the time, a row for each network that was symmetrized, the equivariant ones in each."""
+    pictures = []
+    networks = list(dict.fromkeys(r["network"] for r in rows))
+    whole = [name for name in networks if sum(r["network"] == name for r in rows) == 1]
+    for network in networks:
+        if network in whole:
+            continue
+        for key, measured in (("equivariance_error", "equivariance error"), ("mse_ood", "MSE, turned further")):
+            series = {
+                r["method"] if r["network"] == network else r["network"]: {"x": [float(r["ms"])], "y": [float(r[key])]}
+                for r in rows
+                if r["network"] in (network, *whole)
+            }
+            data = {"series": series, "x_label": "ms for 128 inputs", "y_label": measured, "log": True}
+            pictures.append(Picture(f"{network}: {measured}", "scatter", data, ""))
+    save_png(figure(pictures, one_legend=True), path)
 
 
 if __name__ == "__main__":

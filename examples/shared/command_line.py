@@ -9,12 +9,13 @@ from pathlib import Path
 from lightning_equiv import Comparison
 
 
-def arguments(doc: str | None, steps: int) -> argparse.Namespace:
+def arguments(doc: str | None, steps: int, draw: bool = False) -> argparse.Namespace:
     """The words of the command line.
 
     Args:
         doc: of the script.
         steps: of a run, where the command line says nothing else.
+        draw: whether the script knows --draw.
 
     Returns:
         `runs`, arguments of `compare`; `sizes`, arguments of the data, empty but for --fast-dev-run; `path` of what is
@@ -26,6 +27,8 @@ def arguments(doc: str | None, steps: int) -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time; 1 by default")
     parser.add_argument("--out", type=Path, default=Path("results"), help="folder of what is written")
     parser.add_argument("--fast-dev-run", action="store_true", help="two steps on few samples, to see that it runs")
+    if draw:
+        parser.add_argument("--draw", action="store_true", help="only the picture, from the table of an earlier run")
     options = parser.parse_args()
     fast = options.fast_dev_run
     options.path = options.out / f"{Path(sys.argv[0]).stem}{'_fast_dev_run' if fast else ''}"

@@ -86,7 +86,7 @@ class EquivarianceReport(Written):
 
     def figure(self) -> Any:
         """All pictures as one matplotlib figure."""
-        return figure(self.document)
+        return figure(self.document.pictures)
 
     def _content(self, ending: str) -> str | bytes:
         return json.dumps(self.as_dict(), indent=1) + "\n" if ending == ".json" else super()._content(ending)

@@ -13,10 +13,8 @@ from lightning_equiv.compare.records import Record, read
 from lightning_equiv.compare.results import Results
 from lightning_equiv.compare.tables import to_csv
 from lightning_equiv.report.document import Document
-from lightning_equiv.report.pictures import figure
+from lightning_equiv.report.pictures import figure, save_png
 from lightning_equiv.report.written import Written
-
-_DOTS_PER_INCH = 150
 
 
 @dataclass(frozen=True, init=False, eq=False, repr=False)
@@ -82,7 +80,7 @@ class Comparison(Results, Written):
 
     def figure(self) -> Any:
         """All pictures as one matplotlib figure."""
-        return figure(self.document, one_legend=True)
+        return figure(self.document.pictures, one_legend=True)
 
     def excerpt(self, picture: str = "") -> str:
         """Advice and tables alone as Markdown without headings, to be put into a page.
@@ -112,7 +110,7 @@ class Comparison(Results, Written):
         if not self.document.pictures:
             raise ValueError("there is nothing to draw: no run has figures")
         drawn = io.BytesIO()
-        self.figure().savefig(drawn, format="png", dpi=_DOTS_PER_INCH)
+        save_png(self.figure(), drawn)
         return drawn.getvalue()
 
     def __repr__(self) -> str:

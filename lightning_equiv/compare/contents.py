@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import zip_longest
 from typing import Any
 
 from lightning_equiv.audit.words import enumerated
@@ -69,7 +70,9 @@ def _pictures(results: Results) -> Section | None:
     if len(results.cases) > MANY:
         pictures = pictures_of_cases(results)
     else:
-        pictures = tuple(picture for case in results.cases for picture in case_pictures(results, case))
+        # All of one kind together: what is compared between cases stands side by side.
+        kinds = zip_longest(*(case_pictures(results, case) for case in results.cases))
+        pictures = tuple(picture for kind in kinds for picture in kind if picture is not None)
     return Section("pictures", "Pictures", (), (), pictures) if pictures else None
 
 

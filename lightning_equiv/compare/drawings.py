@@ -52,7 +52,7 @@ def pictures_of_cases(results: Results) -> tuple[Picture, ...]:
         }
         if all(value is None for s in series.values() for value in s["value"]):
             continue
-        data: dict[str, Any] = {"series": series, "x_label": label, "y_label": name, "log": True, "log_x": True}
+        data: dict[str, Any] = {"series": series, "x_label": label, "y_label": name, "log": True, "log_x": 30}
         caption = f"`{name}`, mean over seeds, against {label}." if label else f"`{name}`, mean over seeds."
         if numbers:
             found.append(Picture(name, "curve", {**data, "x": sorted(numbers)}, caption + _left_out(results, ways)))
@@ -103,7 +103,7 @@ def _curves(results: Results, case: str, ways: list[str], of: str) -> Picture | 
     if len(x) < 2:
         return None
     series = {way: {"value": [curve.get(step) for step in x]} for way, curve in own.items()}
-    data = {"x": x, "series": series, "x_label": "step", "y_label": monitor, "log": True, "log_x": True}
+    data = {"x": x, "series": series, "x_label": "step", "y_label": monitor, "log": True, "log_x": 30}
     caption = f"`{monitor}` while it trains, mean over seeds{of}." + _left_out(results, ways)
     return Picture(f"{monitor} against steps{of}", "curve", data, caption)
 

@@ -26,11 +26,11 @@ def scale(axes: Axes, which: str, values: list[float], data: dict[str, Any], *, 
         zero: a linear axis shows 0.
         span: the ratio of the largest to the least value from which on the axis may be logarithmic.
     """
-    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
     positive, floor = [v for v in values if v > 0], data.get("floor")
     log = bool(data.get("log")) and len(positive) > 0 and min(values) >= 0 and max(positive) >= span * min(positive)
-    axis = axes.xaxis if which == "x" else axes.yaxis
+    axis, linear = axes.xaxis if which == "x" else axes.yaxis, MaxNLocator(5, steps=[1, 2, 2.5, 5, 10])
     if log:
         low, high = min(positive), max(positive)
         near = floor is not None and floor > 0 and floor > low / 10**_FLOOR_DECADES
@@ -39,8 +39,13 @@ def scale(axes: Axes, which: str, values: list[float], data: dict[str, Any], *, 
         limits = low / pad / 1.1, high * pad
         (axes.set_xscale if which == "x" else axes.set_yscale)("log")
         decades = math.log10(limits[1] / limits[0])
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 2 else (1,), numticks=6 if decades > 2 else 12))
-        axis.set_minor_formatter(NullFormatter())
+        if decades < 1:  # 40, 60, 80 and no more than these
+            axis.set_major_locator(linear)
+            axis.set_minor_locator(NullLocator())
+        else:
+            subs, most = ((1, 2, 5), 12) if decades < 2 else ((1,), 6)
+            axis.set_major_locator(LogLocator(subs=subs, numticks=most))
+            axis.set_minor_formatter(NullFormatter())
     else:
         low, high = min(values, default=0.0), max(values, default=1.0)
         low, high = (min(low, 0.0), max(high, 0.0)) if zero else (low, high)
@@ -48,7 +53,7 @@ def scale(axes: Axes, which: str, values: list[float], data: dict[str, Any], *, 
         low, high = (min(low, floor), max(high, floor)) if floor is not None and near else (low, high)
         pad = 0.05 * (high - low) or 0.05 * abs(high) or 0.5
         limits = low if zero and low == 0 else low - pad, high if zero and high == 0 else high + pad
-        axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+        axis.set_major_locator(linear)
     (axes.set_xlim if which == "x" else axes.set_ylim)(*limits)
     axis.set_major_formatter(FuncFormatter(tick))
     axes.grid(axis="x" if which == "x" else "y")

@@ -70,7 +70,7 @@ class Picture:
 
     Every kind also takes `x_label` and `y_label` (of bars: what the labels are, what the bars measure), `floor`, below
     which nothing means anything, and `log`. An axis is logarithmic where the numbers along it are positive and span a
-    decade; that along `x` of a curve where `y` is, or where `log_x` asks for it, and spans more.
+    decade; that along `x` of a curve where `y` is, or where `log_x` is given, and spans a factor of `log_x`, or of 30.
 
     Args:
         name: short; the title of its panel, with underscores as spaces.

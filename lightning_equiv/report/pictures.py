@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
 
 from lightning_equiv.report.axes import INK, extent, scale, short, tick, wrap
-from lightning_equiv.report.document import Document, Picture, present, quantile
+from lightning_equiv.report.document import Picture, present, quantile
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,9 +19,12 @@ if TYPE_CHECKING:
 
 # Hues of Okabe and Ito, the light ones darkened, and two more: each has a contrast of 3 to white and to near-black.
 PALETTE = ("#0072b2", "#d55e00", "#008f68", "#b8649a", "#b07a00", "#2f8fc4", "#7b61c4", "#7d7d7d")
-DASHES = ("-", (0, (5, 2)), (0, (6, 1.5, 1, 1.5)), (0, (2, 1)))  # a curve under another shows in its gaps
+# A curve under another shows in its gaps; where the colours begin again, the dash is another.
+DASHES = ("-", (0, (5, 2)), (0, (6, 1.5, 1, 1.5)), (0, (2, 1)), (0, (9, 1.5)))
 MARKERS = "os^DvpX<>"  # one more than colours: where these begin again, the marker is another
 WIDTH = 4.3  # inches of a panel: at 360 pixels its letters are 11 pixels high
+_COLUMNS = 2  # of a figure: at the 690 pixels of a page its letters are 10 pixels high
+_DOTS_PER_INCH = 150
 _FONT_SIZE = 9.5
 _LONGEST = 28  # characters of a label beside a lying bar; below a standing one, two thirds
 _LEGEND = 53  # characters beside each other in a legend, of which a handle takes seven
@@ -73,27 +78,26 @@ def style() -> Iterator[None]:
         yield
 
 
-def figure(document: Document, one_legend: bool = False) -> Figure:
-    """All pictures of a document, at most three in a row, each under its title.
+def figure(pictures: Sequence[Picture], one_legend: bool = False) -> Figure:
+    """All of some pictures, at most two in a row, each under its title.
 
     Args:
-        document: whose pictures are drawn.
+        pictures: of any kinds.
         one_legend: above all of them, which have the same series; else each has its own.
 
     Raises:
         ImportError: there is no matplotlib.
     """
-    pictures = document.pictures
     with style():
         from matplotlib.figure import Figure
 
-        rows = [pictures[i : i + 3] for i in range(0, len(pictures), 3)]
-        heights = [max(height(picture) for picture in row) + 0.3 for row in rows]
-        columns = max(map(len, rows), default=1)
         labels = list(dict.fromkeys(name for picture in pictures for name in picture.data["series"]))
         one_legend = one_legend and len(labels) > 1
-        beside = max(1, int(WIDTH * columns / (0.9 + 0.075 * max(map(len, labels))))) if one_legend else 1
-        above = 0.22 * math.ceil(len(labels) / beside) + 0.1 if one_legend else 0.0
+        rows = [pictures[i : i + _COLUMNS] for i in range(0, len(pictures), _COLUMNS)]
+        heights = [max(height(picture, legend=not one_legend) for picture in row) + 0.3 for row in rows]
+        columns = max(map(len, rows), default=1)
+        beside = _columns(labels, most=len(labels), room=_LEGEND * columns) if one_legend else 1
+        above = 0.205 * math.ceil(len(labels) / beside) + 0.15 if one_legend else 0.0
         whole = Figure(figsize=(WIDTH * columns, sum(heights) + above or 1.0), layout="constrained")
         if rows:
             parts: Any = whole.subfigures(2, 1, height_ratios=[above, sum(heights)]) if one_legend else (None, whole)
@@ -111,6 +115,21 @@ def figure(document: Document, one_legend: bool = False) -> Figure:
         return whole
 
 
+def save_png(figure: Figure, path: str | Path | IO[bytes]) -> None:
+    """Write a figure as a PNG of 256 colours, which its few hues do not exceed to the eye: a third of the bytes.
+
+    Args:
+        figure: matplotlib's.
+        path: of the file, or an open one.
+    """
+    from PIL import Image  # matplotlib needs it, too
+
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=_DOTS_PER_INCH)
+    colours = Image.open(buffer).convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    colours.save(path, format="PNG", optimize=True, dpi=(_DOTS_PER_INCH, _DOTS_PER_INCH))
+
+
 def panel(picture: Picture) -> Figure:
     """One picture.
 
@@ -125,16 +144,16 @@ def panel(picture: Picture) -> Figure:
         return whole
 
 
-def height(picture: Picture) -> float:
+def height(picture: Picture, legend: bool = True) -> float:
     """Inches that a panel takes: lying bars grow with their number, and a legend with its rows."""
     data, series = picture.data, picture.data["series"]
     lines = [data["line_label"]] if data.get("line_label") and data.get("lines") else data.get("lines", {})
     labels = [*series, *lines, *(["floor 3.2·10⁻⁷, below"] if data.get("floor") is not None else [])]
     rows = len(labels) if picture.kind == "distribution" else math.ceil(len(labels) / _columns(labels))
-    legend = 0.18 * max(rows - 2, 0)
+    above = 0.2 * max(rows - 2, 0) if legend else -0.4
     if picture.kind == "bars" and data.get("horizontal"):
-        return 1.0 + len(data["labels"]) * max(0.21, 0.13 * len(series)) + legend
-    return 3.0 + legend
+        return 1.0 + len(data["labels"]) * max(0.21, 0.13 * len(series)) + above
+    return 3.0 + above
 
 
 def draw(picture: Picture, axes: Axes, title: str | None = None, legend: bool = True) -> None:
@@ -156,16 +175,16 @@ def draw(picture: Picture, axes: Axes, title: str | None = None, legend: bool = 
         rows = math.ceil(len(labels) / columns)
         axes.legend(handles, labels, loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=columns, columnspacing=1.2)
     if title is not None:
-        axes.set_title(title, loc="left", pad=6 + 13.5 * rows)
+        axes.set_title(title, loc="left", pad=6 + (14.6 * rows + 3 if rows else 0))
 
 
-def _columns(labels: list[str]) -> int:
+def _columns(labels: list[str], most: int = 3, room: int = _LEGEND) -> int:
     """Of a legend: as many as fit beside each other; one column has the first labels, the next those that follow."""
-    for columns in range(min(3, len(labels)), 1, -1):
+    for columns in range(min(most, len(labels)), 1, -1):
         fewest, more = divmod(len(labels), columns)
         starts = [i * fewest + min(i, more) for i in range(columns + 1)]
         longest = [max(map(len, labels[a:b])) for a, b in pairwise(starts)]
-        if sum(longest) + 7 * columns <= _LEGEND:
+        if sum(longest) + 7 * columns <= room:
             return columns
     return 1
 
@@ -217,7 +236,8 @@ def _label_bars(axes: Axes, labels: list[str], lying: bool) -> None:
         return
     every = math.ceil(len(labels) / 24)
     shorts = [short(label, 2 * _LONGEST // 3) for label in labels][::every]
-    crowded = sum(map(len, shorts)) + 2 * len(shorts) > 46
+    neighbours = max((len(a) + len(b) for a, b in pairwise(shorts)), default=0)
+    crowded = len(shorts) * (neighbours / 2 + 2) > 46
     axes.set_xticks(range(0, len(labels), every), shorts)
     if crowded:
         for text in axes.get_xticklabels():
@@ -240,7 +260,7 @@ def _curve(axes: Axes, data: dict[str, Any]) -> None:
         axes.plot(xs, ys, color=colors[name], label=name, **look)
     _lines(axes, lines, xs, colors, log, data.get("line_label"))
     axes.set(xlabel=data.get("x_label", ""), ylabel=wrap(data.get("y_label", "")))
-    if (log or data.get("log_x")) and min(xs) > 0 and max(xs) >= 30 * min(xs):
+    if (log or data.get("log_x")) and min(xs) > 0 and max(xs) >= (data.get("log_x") or 30) * min(xs):
         scale(axes, "x", list(xs), {"log": True}, zero=False)
     else:
         axes.margins(x=0.02)

@@ -116,7 +116,16 @@ def test_cases_without_numbers_are_bars():
 
 
 def test_pictures_hold_the_numbers_of_the_runs(comparison):
-    cost, _, curves, angles = comparison.document.pictures[:4]
+    pictures, cases = comparison.document.pictures, comparison.cases
+    cost, _, curves, angles = pictures[:: len(cases)]
+    of = [
+        (picture.title.removesuffix(f", {case}"), case)
+        for picture in pictures
+        for case in cases
+        if case in picture.title
+    ]
+    assert [case for _, case in of] == [*cases] * 4  # of one kind side by side
+    assert [a for a, _ in of[::2]] == [b for b, _ in of[1::2]]
     runs = [r for r in realistic() if (r["kind"], r["case"], r["way"]) == ("run", comparison.cases[0], "ACE")]
     assert list(cost.data["series"]) == list(WAYS)
     assert cost.data["series"]["ACE"] == {

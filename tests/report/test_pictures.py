@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from dataclasses import replace
+from itertools import pairwise
 
 import matplotlib as mpl
+import matplotlib.image
 import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from lightning_equiv.report.document import Picture
 from lightning_equiv.report.html import svg, to_html
-from lightning_equiv.report.pictures import MARKERS, PALETTE, draw, figure, height, panel
+from lightning_equiv.report.pictures import DASHES, MARKERS, PALETTE, draw, figure, height, panel, save_png
 
 
 def axes_of(kind, data):
@@ -109,6 +110,23 @@ def test_curves_that_coincide_differ_in_style():
     looks = {(line.get_linestyle(), line.get_marker(), str(line.get_color())) for line in axes.lines}
     assert len({look[1] for look in looks}) == len({look[2] for look in looks}) == 4
     assert len({str(line._unscaled_dash_pattern) for line in axes.lines}) == 4
+    assert len(PALETTE) % len(DASHES)  # a colour that comes again has another dash
+
+
+@pytest.mark.parametrize(
+    ("ys", "ticks"),
+    [
+        ([36.0, 97.0], [40.0, 60.0, 80.0, 100.0]),  # less than a decade
+        ([0.0011, 0.0069], [0.002, 0.004, 0.006]),
+        ([12.0, 420.0], [10.0, 20.0, 50.0, 100.0, 200.0, 500.0]),
+    ],
+)
+def test_a_logarithmic_axis_of_less_than_a_decade_has_the_ticks_of_a_linear_one(ys, ticks):
+    axes = axes_of("scatter", {"series": {"s": {"x": [1.0, 100.0], "y": ys}}, "log": True})
+    assert axes.get_yscale() == "log"
+    low, high = axes.get_ylim()
+    assert [t for t in axes.get_yticks() if low <= t <= high] == pytest.approx(ticks)
+    assert bool(len(axes.yaxis.get_minorticklocs())) == (ys[1] > 10 * ys[0])
 
 
 def test_long_names_of_layers_stay_apart():
@@ -118,6 +136,24 @@ def test_long_names_of_layers_stay_apart():
     assert len(set(shorts)) == 9
     assert max(map(len, shorts)) <= 28
     assert all(short.endswith("attention.linear") for short in shorts)
+
+
+@pytest.mark.parametrize(
+    ("names", "turned"),
+    [
+        (["plain", "cloned, retain", "cloned, break", "strict"], True),  # two long ones side by side
+        (["cloned, retain", "a", "cloned, break", "b"], False),
+        (["0", "1", "2", "3", "4", "rest"], False),
+    ],
+)
+def test_names_below_bars_do_not_touch(names, turned):
+    whole = panel(Picture("p", "bars", {"labels": names, "series": {"s": {"value": [1.0] * len(names)}}}, ""))
+    whole.draw_without_rendering()
+    texts = whole.axes[0].get_xticklabels()
+    assert [text.get_rotation() > 0 for text in texts] == [turned] * len(names)
+    if not turned:
+        boxes = [text.get_window_extent() for text in texts]
+        assert all(a.x1 + 3 < b.x0 for a, b in pairwise(boxes))
 
 
 def test_a_long_legend_makes_the_panel_higher():
@@ -178,18 +214,53 @@ def test_a_scatter_shows_its_points_and_the_diagonal():
     assert axes.lines[0].get_xdata().tolist() == [0.2, 0.8]
 
 
-def test_a_figure_has_every_picture_at_most_three_in_a_row(document):
-    whole = figure(document)
+def test_a_figure_has_every_picture_at_most_two_in_a_row(document):
+    whole = figure(document.pictures)
     assert [axes.get_title(loc="left") for axes in whole.axes] == [picture.title for picture in document.pictures]
     whole.canvas.draw()
     boxes = [axes.get_window_extent() for axes in whole.axes]
     rows = Counter(round(part.bbox.y0) for part in whole.subfigs if part.axes)
-    assert [rows[y] for y in sorted(rows, reverse=True)] == [3, 3, 1]
+    assert [rows[y] for y in sorted(rows, reverse=True)] == [2, 2, 2, 1]
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
 
 
-def test_a_figure_of_no_pictures_is_empty(document):
-    assert figure(replace(document, sections=())).axes == []
+@pytest.mark.parametrize("one_legend", [True, False])
+def test_letters_of_a_figure_can_be_read_on_a_page(document, one_legend):
+    """At least 9.5 pixels high where the figure is shown 690 pixels wide; legends hide neither titles nor data."""
+    pictures = document.pictures
+    if one_legend:  # of pictures with the same series
+        same = {"x": [1, 2], "series": {f"way {i}": {"value": [1.0, i]} for i in range(20)}}
+        pictures = tuple(Picture(f"picture {i}", "curve", same, "") for i in range(3))
+    whole = figure(pictures, one_legend)
+    pixels = 690 / whole.get_size_inches()[0]
+    legends = [axes.get_legend() for axes in whole.axes if axes.get_legend()]
+    legends += [legend for part in whole.subfigs for legend in part.legends]
+    titles = [axes._left_title for axes in whole.axes]
+    texts = [*titles, *(text for legend in legends for text in legend.get_texts())]
+    texts += [text for axes in whole.axes for axis in (axes.xaxis, axes.yaxis) for text in axis.get_ticklabels()]
+    assert legends
+    assert min(text.get_fontsize() for text in texts) / 72 * pixels > 9.4
+    for legend in legends:
+        box = legend.get_window_extent()
+        others = [axes.get_window_extent() for axes in whole.axes]
+        others += [title.get_window_extent() for title in titles]
+        assert not any(box.shrunk(0.98, 0.98).overlaps(other) for other in others)
+
+
+def test_a_png_has_few_colours_and_the_picture_in_them(tmp_path):
+    data = {"x": [1, 2], "series": {name: {"value": [i, i + 1]} for i, name in enumerate("abcdefgh")}}
+    drawn = panel(Picture("p", "curve", data, ""))
+    save_png(drawn, tmp_path / "few.png")
+    drawn.savefig(tmp_path / "all.png", dpi=150)
+    few, whole = (mpl.image.imread(tmp_path / f"{name}.png")[..., :3] for name in ("few", "all"))
+    assert few.shape == whole.shape
+    assert abs(few - whole).max() < 0.25  # where two colours meet
+    assert abs(few - whole).mean() < 0.002
+    assert (tmp_path / "few.png").stat().st_size < (tmp_path / "all.png").stat().st_size / 2
+
+
+def test_a_figure_of_no_pictures_is_empty():
+    assert figure(()).axes == []
 
 
 def test_the_users_style_is_left_alone_and_not_used():
@@ -206,7 +277,9 @@ def test_dollars_are_dollars():
     assert "a$_b$" in svg(picture, "k")
 
 
-@pytest.mark.parametrize("write", [to_html, figure, lambda document: panel(document.pictures[0])])
+@pytest.mark.parametrize(
+    "write", [to_html, lambda document: figure(document.pictures), lambda document: panel(document.pictures[0])]
+)
 def test_without_matplotlib_it_says_what_to_install(document, monkeypatch, write):
     monkeypatch.setitem(sys.modules, "matplotlib.style", None)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
@@ -219,7 +292,7 @@ def test_without_matplotlib_a_page_without_pictures_is_written(document, monkeyp
     assert "</html>" in to_html(document, pictures=False)
 
 
-@pytest.mark.parametrize(("log_x", "scale"), [(True, "log"), (False, "linear")])
+@pytest.mark.parametrize(("log_x", "scale"), [(30, "log"), (100, "log"), (101, "linear"), (False, "linear")])
 def test_a_curve_may_be_logarithmic_along_x_alone(log_x, scale):
     axes = axes_of("curve", {"x": [1.0, 100.0], "series": {"s": {"value": [1.0, 2.0]}}, "log": True, "log_x": log_x})
     assert (axes.get_xscale(), axes.get_yscale()) == (scale, "linear")

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from examples.benchmarks.relaxation.common import mcnemar, paired, read, wilson
+from lightning_equiv.report.pictures import PALETTE, save_png, style
 
 SOLVED = 0.01
 Row = dict[str, Any]
@@ -155,37 +157,35 @@ def best_rates(lines: list[Row]) -> str:
 
 def picture(path: Path, panels: list[tuple[str, list[Row]]]) -> None:
     """Share solved with intervals by arm, a panel for each cell."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
     arms = list(dict.fromkeys(row["arm"] for _, found in panels for row in found))
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(2.0 + 2.6 * columns, 0.9 + (0.24 * len(arms) + 0.4) * rows),
-        sharex=True, sharey=True, squeeze=False, layout="constrained",
-    )  # fmt: skip
-    for axis in axes.flat[len(panels) :]:
-        axis.set_visible(False)
-    for axis, (name, found) in zip(axes.flat, panels, strict=False):
-        strict = next(row["solved"] for row in found if row["arm"] == "strict")
-        axis.axvline(strict, color="0.7", linewidth=1)
-        for row in found:
-            colour = "C3" if row["arm"] in ("relabel", "across", "choice") else "C0"
-            y = arms.index(row["arm"])
-            axis.plot([row["low"], row["high"]], [y, y], color=colour)
-            axis.plot(row["solved"], y, "o", color=colour, markersize=5)
-        axis.set_title(name, fontsize=9)
-        axis.set_xlim(-0.02, 1.02)
-        axis.set_yticks(range(len(arms)), arms, fontsize=8)
-        axis.grid(axis="x", alpha=0.3)
-    if not axes[0, 0].yaxis_inverted():
-        axes[0, 0].invert_yaxis()
-    figure.supxlabel("share of the seeds that are solved, 95 % interval", fontsize=9)
-    figure.savefig(path.with_suffix(".png"), dpi=110)
-    plt.close(figure)
+    with style():
+        figure = Figure(figsize=(2.0 + 2.2 * columns, 0.5 + (0.24 * len(arms) + 0.4) * rows), layout="constrained")
+        axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+        for axis in axes.flat[len(panels) :]:
+            axis.set_visible(False)
+        for axis in axes.flat[len(panels) - columns : len(panels)]:
+            axis.tick_params(axis="x", labelbottom=True)
+        for axis, (name, found) in zip(axes.flat, panels, strict=False):
+            strict = next(row["solved"] for row in found if row["arm"] == "strict")
+            axis.axvline(strict, color="0.7", linewidth=1)
+            for row in found:
+                colour, marker = (
+                    (PALETTE[1], "s") if row["arm"] in ("relabel", "across", "choice") else (PALETTE[0], "o")
+                )
+                y = arms.index(row["arm"])
+                axis.plot([row["low"], row["high"]], [y, y], color=colour)
+                axis.plot(row["solved"], y, marker, color=colour, markersize=5)
+            axis.set_title(name, fontsize=9.5, fontweight="normal")
+            axis.set_xlim(-0.03, 1.03)
+            axis.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
+            axis.set_yticks(range(len(arms)), arms)
+            axis.grid(axis="x")
+        if not axes[0, 0].yaxis_inverted():
+            axes[0, 0].invert_yaxis()
+        figure.supxlabel("share of the seeds that are solved, 95 % interval", fontsize=9.5)
+        save_png(figure, path.with_suffix(".png"))
 
 
 def error_text(value: float) -> str:
