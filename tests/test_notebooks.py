@@ -46,7 +46,7 @@ def text_of(output: Any) -> str:
 
 
 def test_none_is_missing() -> None:
-    assert NAMES == ["images", "point_clouds"]
+    assert NAMES == ["energies_and_forces", "images", "point_clouds"]
 
 
 @pytest.mark.slow
@@ -55,6 +55,7 @@ def test_none_is_missing() -> None:
 def test_a_notebook_runs_and_says_nothing_on_stderr(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("ipykernel")
     pytest.importorskip("sklearn")
+    pytest.importorskip("torch_geometric")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     found = executed(path)  # an error in a cell is raised
