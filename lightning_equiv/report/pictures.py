@@ -251,13 +251,14 @@ def _curve(axes: Axes, data: dict[str, Any]) -> None:
     log = scale(axes, "y", values, data, zero=True)
     colors = dict(zip(series, (PALETTE[i % len(PALETTE)] for i in range(len(series))), strict=True))
     for i, (name, s) in enumerate(series.items()):
-        ys = [math.nan if not present([v]) or (log and v <= 0) else v for v in s["value"]]
+        known = [(x, v) for x, v in zip(xs, s["value"], strict=True) if v is not None]  # the line goes on over others
+        ys = [math.nan if not present([v]) or (log and v <= 0) else v for _, v in known]
         if s.get("low") and s.get("high"):
             low, high = ([math.nan if v is None else v for v in s[part]] for part in ("low", "high"))
             axes.fill_between(xs, low, high, color=colors[name], alpha=0.18, linewidth=0)
         look: dict[str, Any] = {"linestyle": DASHES[i % len(DASHES)], "marker": MARKERS[i % len(MARKERS)]}
         look["markersize"] = 3.8 + 0.8 * min(len(series) - 1 - i, 3)  # one behind another shows around it
-        axes.plot(xs, ys, color=colors[name], label=name, **look)
+        axes.plot([x for x, _ in known], ys, color=colors[name], label=name, **look)
     _lines(axes, lines, xs, colors, log, data.get("line_label"))
     axes.set(xlabel=data.get("x_label", ""), ylabel=wrap(data.get("y_label", "")))
     if (log or data.get("log_x")) and min(xs) > 0 and max(xs) >= (data.get("log_x") or 30) * min(xs):

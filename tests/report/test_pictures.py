@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections import Counter
 from itertools import pairwise
@@ -301,3 +302,12 @@ def test_a_curve_may_be_logarithmic_along_x_alone(log_x, scale):
 def test_few_points_of_a_scatter_are_drawn_larger():
     few, many = (axes_of("scatter", {"series": {"s": {"x": [*range(n)], "y": [*range(n)]}}}) for n in (5, 500))
     assert few.lines[0].get_markersize() > many.lines[0].get_markersize()
+
+
+def test_a_curve_goes_on_over_places_where_it_was_not_measured():
+    """Two ways that were looked at after other steps share an axis; what is no number stays a gap."""
+    series = {"a": {"value": [1.0, None, 3.0]}, "b": {"value": [1.0, math.nan, 3.0]}}
+    drawn = axes_of("curve", {"x": [1, 2, 3], "series": series})
+    a, b = (line.get_xydata().tolist() for line in drawn.lines[:2])
+    assert a == [[1.0, 1.0], [3.0, 3.0]]
+    assert math.isnan(b[1][1])
