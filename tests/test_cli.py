@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,7 @@ from lightning_equiv import (
     datasets,
 )
 from lightning_equiv.__main__ import main
+from lightning_equiv.layers.choose import Layers
 from lightning_equiv.networks.transformer import ParticleTransformer
 from tests.contracts import GROUPS, REPRESENTATIONS
 
@@ -102,6 +104,7 @@ def test_every_config_runs_and_its_checkpoint_loads(name: str, tmp_path: Path) -
     main(["test", "--config", str(saved), "--ckpt_path", str(path), "--trainer.logger=false"])
 
 
+@pytest.mark.filterwarnings("default::jsonargparse._util.JsonargparseWarning")  # an error would hide what users see
 @pytest.mark.parametrize("name", CONFIGS)
 def test_what_is_printed_is_what_was_read(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     once = printed("fit", "--config", str(CONFIGS[name]), "--print_config", capsys=capsys)
@@ -190,6 +193,36 @@ def parse(cls: type, *, key: str = "it", **config: Any) -> Any:
     parser.add_argument(f"--{key}", type=cls)
     text = yaml.safe_dump({key: config})
     return parser.instantiate_classes(parser.parse_string(text))[key]
+
+
+@pytest.mark.filterwarnings("default::jsonargparse._util.JsonargparseWarning")  # an error would hide what users see
+@pytest.mark.parametrize("target", [1, "y", ["labels", "y"], {"energy": "y", "forces": ["labels", 0]}], ids=str)
+def test_a_configuration_that_was_saved_is_the_same(target: Any) -> None:
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--it", type=REMUL)
+    symmetry = {"group": "SO(3)", "inputs": "1o", "outputs": {"energy": "0e", "forces": "1o"}}
+    init_args = {"symmetry": symmetry, "target": target, "weight": {"energy": 1.0, "forces": 100.0}}
+    given = {"it": {"class_path": "lightning_equiv.REMUL", "init_args": init_args}}
+    saved = parser.dump(parser.parse_object(given))
+    assert yaml.safe_load(saved)["it"]["init_args"]["target"] == target
+    remul = parser.instantiate_classes(parser.parse_string(saved))["it"]
+    assert remul.target == target
+    assert remul.weight == init_args["weight"]
+
+
+@pytest.mark.filterwarnings("default::jsonargparse._util.JsonargparseWarning")  # an error would hide what users see
+@pytest.mark.parametrize(
+    "layers", ["net.*", ["net.*", "torch.nn.Linear"], {"net.*": ["1o", "Image()"], "last": ["2x1o", "1o"]}], ids=str
+)
+def test_layers_that_were_saved_are_the_same(layers: Any) -> None:
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--layers", type=Layers)
+    saved = parser.dump(parser.parse_object({"layers": copy.deepcopy(layers)}))
+    assert yaml.safe_load(saved) == {"layers": layers}
 
 
 @pytest.mark.parametrize("case", GROUPS.values(), ids=GROUPS)

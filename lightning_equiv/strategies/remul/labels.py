@@ -12,7 +12,7 @@ from lightning_equiv.strategies.base import Target
 from lightning_equiv.symmetry.call import BoundTree
 from lightning_equiv.symmetry.tree import Tree, describe, lookup, tensors
 
-Targets = Target | dict[str, Target]  # one for all outputs, or for each by its name
+Targets = dict[str, Target] | Target  # for each output by its name, or one for all; jsonargparse tries them in turn
 Labels = dict[str, Tensor]  # by the output's dotted name
 
 
