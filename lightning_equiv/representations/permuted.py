@@ -52,7 +52,7 @@ class Permuted(Representation):
 
 @dataclass(frozen=True)
 class Shifted(Representation):
-    """Circular shifts along a dimension: (g x)_i = x_{i - s k} for g = k of C_n, s = length / n places a step.
+    """Circular shifts along a dimension: `(g x)_i = x_{i - s k}` for g = k of C_n, s = length / n places a step.
 
     A grid of n places is shifted by "Cn"; both directions of a grid of n x m places by "Cn x Cm":
     `Factor(0, Shifted(-2)) @ Factor(1, Shifted(-1))`.
