@@ -15,7 +15,7 @@ from lightning_equiv.symmetry.arguments import Arguments, parameters
 from lightning_equiv.symmetry.batches import batches_of
 from lightning_equiv.symmetry.call import BoundCall
 from lightning_equiv.symmetry.symmetry import Symmetry
-from lightning_equiv.symmetry.tree import Tree, children, describe, is_graph, lookup, map_tensors
+from lightning_equiv.symmetry.tree import Places, Tree, children, describe, held_at, is_graph, map_tensors
 from lightning_equiv.wiring.call_recorder import CallRecorder
 from lightning_equiv.wiring.dry_validation import dry_validation_step
 from lightning_equiv.wiring.evaluation import evaluating
@@ -73,7 +73,7 @@ def calls_of(
     *,
     network: str | None = None,
     inputs: Callable[[Any], Any] | None = None,
-    labels: Any = None,
+    labels: Places | None = None,
 ) -> Iterator[AuditCall]:
     """The calls of a network on data, one or more a batch, on the network's device.
 
@@ -84,7 +84,8 @@ def calls_of(
         network: dotted name of the sub-module that is meant: its calls in `validation_step` are recorded.
         inputs: batch -> what the network takes: a tuple of positional arguments, a dict of keywords, or the only
             argument.
-        labels: where the labels of a batch are: a key, an index, a path, or a function of the batch.
+        labels: where the labels of a batch are: a key, an index, a path, a function of the batch, or a dict of
+            these by the names of the outputs.
 
     Raises:
         ValueError: a batch from which the network's arguments cannot be told; labels that are not there.
@@ -92,7 +93,7 @@ def calls_of(
     device = next((p.device for p in model.parameters()), None) if isinstance(model, nn.Module) else None
     for number, batch in enumerate(batches_of(data)):
         batch = _moved(model, batch, device)
-        y = None if labels is None else labels(batch) if callable(labels) else lookup(batch, labels, "labels")
+        y = None if labels is None else held_at(batch, labels, "labels")
         if network is not None:
             yield from (AuditCall(args, kwargs, y) for args, kwargs in _recorded(model, network, batch, number))
             continue

@@ -18,6 +18,7 @@ from lightning_equiv.audit.report import EquivarianceReport
 from lightning_equiv.audit.run import audit
 from lightning_equiv.layers.choose import Layers
 from lightning_equiv.symmetry.symmetry import Symmetry
+from lightning_equiv.symmetry.tree import Places
 
 DESCRIPTION = (
     "The report card of a model: how equivariant it is, where it breaks, what that costs. "
@@ -72,7 +73,7 @@ def report_card(
     data: L.LightningDataModule | None = None,
     batch: str | None = None,
     symmetry: Symmetry | None = None,
-    labels: str | int | list[str | int] | None = None,
+    labels: Places | None = None,
     layers: Layers | None = None,
     draws: int = 64,
     num_inputs: int = 256,
@@ -100,7 +101,8 @@ def report_card(
             graphs.
         symmetry: says how a group element moves the network's inputs and outputs, {group, inputs, outputs}; by default
             the model's own `symmetry`, if it has one.
-        labels: where labels are in a batch: a key, an index or a path.
+        labels: where labels are in a batch: a key, an index or a path; or where those of each output are, such as
+            {energy: y, forces: [labels, dy]}.
         layers: which layers; None takes all that say how their features move.
         draws: group elements for each input.
         num_inputs: at most so many inputs (graphs) are measured.

@@ -33,6 +33,7 @@ from lightning_equiv.metrics.measurement import Measurement, measuring
 from lightning_equiv.metrics.orbit import orbit
 from lightning_equiv.metrics.worst_case import WorstCase, ascend
 from lightning_equiv.symmetry.symmetry import Symmetry, as_symmetry
+from lightning_equiv.symmetry.tree import Places
 from lightning_equiv.wiring.network import find_network
 
 _SHARE_OF_DRAWS = 0.25  # of a budget, for the draws that most figures are made of
@@ -101,7 +102,7 @@ def audit(
     *,
     network: str | None = None,
     inputs: Callable[[Any], Any] | None = None,
-    labels: Any = None,
+    labels: Places | None = None,
     layers: Layers | None = None,
     families: Sequence[LayerFamily] = (),
     metric: Callable[[Tensor, Tensor], Any] | None = None,
@@ -132,8 +133,8 @@ def audit(
         network: dotted name of a LightningModule's sub-module: its calls in `validation_step` are measured.
         inputs: batch -> what the network takes: a tuple of arguments, a dict of keywords, or the only argument. By
             default what `symmetry` names: its first arguments by position, or arguments by name.
-        labels: where labels are in a batch: a key, an index, a path, or a function of the batch. Shaped as the output;
-            whole numbers are classes.
+        labels: where labels are in a batch: a key, an index, a path, a function of the batch, or a dict of these by the
+            names of the outputs. Shaped as the output; whole numbers are classes.
         layers: which layers, as for the strategies, or a dict to representations; None takes all that say how their
             features move.
         families: of layers, asked before the built-in ones.

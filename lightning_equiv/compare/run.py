@@ -26,8 +26,8 @@ from lightning_equiv.compare.records import Record, RunKey, append, key_of, read
 from lightning_equiv.compare.training import train
 from lightning_equiv.compare.way import PLAIN, Way, as_ways
 from lightning_equiv.layers.choose import Layers
-from lightning_equiv.strategies.base import Target
 from lightning_equiv.symmetry.symmetry import Symmetry, as_symmetry
+from lightning_equiv.symmetry.tree import Places
 from lightning_equiv.wiring.random_state import random_state_kept
 
 Job = tuple[RunKey, Way, int]  # and the steps
@@ -40,7 +40,7 @@ def compare(
     ways: Mapping[str, Any] | Sequence[str] | None = None,
     symmetry: Symmetry | None = None,
     network: str | None = None,
-    target: Target | None = None,
+    target: Places | None = None,
     layers: Layers | None = None,
     teacher: Any = None,
     seeds: int | Sequence[int] = 5,
@@ -83,7 +83,7 @@ def compare(
             ones. None takes all of those: "plain", "augmentation", "REMUL(1)", ..., as far as the following allow.
         symmetry: says how a group element moves the network's inputs and outputs; without it no error is measured.
         network: dotted name of the sub-module whose symmetry is meant.
-        target: where labels are in a batch, for REMUL and RECM.
+        target: where labels are in a batch, for REMUL and RECM; or where those of each output are.
         layers: which layers ConstraintRelaxation, RECM, ACE and RPP relax.
         teacher: SymmetryCloning's: a network, or what makes one (of a `seed`, if it takes one).
         seeds: how many, or which; at least three, or nothing can be told apart.

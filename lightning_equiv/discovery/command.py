@@ -10,6 +10,7 @@ import lightning as L
 from lightning_equiv.discovery.result import SymmetryReport
 from lightning_equiv.discovery.run import symmetry_report
 from lightning_equiv.symmetry.symmetry import Symmetry
+from lightning_equiv.symmetry.tree import Places
 
 DESCRIPTION = (
     "Which symmetry the data have, and where it is broken: in the inputs or in the labels. "
@@ -48,7 +49,7 @@ def discovered(
     data: L.LightningDataModule,
     symmetry: Symmetry,
     candidates: list[str] | None = None,
-    labels: str | int | list[str | int] | None = None,
+    labels: Places | None = None,
     witness: str = "features",
     draws: int = 999,
     level: float = 0.01,
@@ -64,7 +65,8 @@ def discovered(
         symmetry: says how a group element moves inputs and labels, {group, inputs, outputs}; its group is tested, and
             the subgroups with a name.
         candidates: other groups in the place of the subgroups, such as ["C4", "SO(2)"].
-        labels: where labels are in a batch: a key, an index or a path.
+        labels: where labels are in a batch: a key, an index or a path; or where those of each output are, such as
+            {energy: y, forces: [labels, dy]}.
         witness: "features" or "mlp".
         draws: of the tests; a p-value is at least 1 / (draws + 1).
         level: of the tests.

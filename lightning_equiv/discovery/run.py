@@ -62,7 +62,8 @@ def symmetry_report(
         candidates: a Symmetry, whose `inputs` and `outputs` say how elements move the inputs and the labels: its group
             and the subgroups with a name are tested (rotations about x, y, z and about the axis that the data keep
             best; inversion and reflections). Or a list, of a Symmetry and others or names of groups, as it is.
-        labels: where labels are in a batch: a key, an index, a path, a function; or the labels themselves.
+        labels: where labels are in a batch: a key, an index, a path, a function, or a dict of these by the outputs
+            that they are labels of; or the labels themselves.
         witness: "features" (moments, pooled images, a linear score), "mlp" (a small network on them), or a function of
             what the network takes that returns features (inputs, k), such as a pretrained backbone.
         draws: of T1 and T3.

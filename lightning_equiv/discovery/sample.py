@@ -16,7 +16,7 @@ from lightning_equiv.symmetry.batches import TRAINING_FIRST, batches_of
 from lightning_equiv.symmetry.bound_tensor import BoundTensor
 from lightning_equiv.symmetry.call import BoundCall, BoundTree
 from lightning_equiv.symmetry.symmetry import Symmetry
-from lightning_equiv.symmetry.tree import Tree, children, describe, is_graph, lookup, replaced, tensors
+from lightning_equiv.symmetry.tree import Tree, children, describe, held_at, is_graph, replaced, tensors
 
 FEWEST = 20  # independent inputs
 _NEAR = 0.5  # squared distance of neighbours in the data, in that of any two, below which they look dependent
@@ -163,17 +163,20 @@ def _merged_graphs(batches: list[Any]) -> list[Any]:
     return [Batch.from_data_list(found)]
 
 
+def _is_place(where: Any) -> bool:
+    """Whether it says where something is, and is not the thing itself."""
+    if isinstance(where, Mapping):
+        return all(map(_is_place, where.values()))
+    path = isinstance(where, list | tuple) and all(isinstance(k, str | int) for k in where) and len(where) < FEWEST
+    return path or callable(where) or isinstance(where, str | int)
+
+
 def _looked_up(batches: Sequence[Any], where: Any, what: str) -> list[Tree] | None:
     """The labels or groups of each batch."""
     if where is None:
         return None
-    if callable(where):
-        return [where(batch) for batch in batches]
-    named = isinstance(where, str | int) or (
-        isinstance(where, list | tuple) and all(isinstance(k, str | int) for k in where) and len(where) < FEWEST
-    )
-    if named:
-        return [lookup(batch, where, what) for batch in batches]
+    if _is_place(where):
+        return [held_at(batch, where, what) for batch in batches]
     if len(batches) != 1:
         raise ValueError(f"expected `{what}` to say where they are in a batch, got values, and {len(batches)} batches")
     return [torch.as_tensor(where) if next(tensors(where), None) is None else where]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import weakref
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any, ClassVar
 
@@ -32,9 +32,6 @@ from lightning_equiv.wiring.override import override
 from lightning_equiv.wiring.ranks import process_rank
 from lightning_equiv.wiring.training_step import StepHooks, wrap_training_step
 from lightning_equiv.wiring.watched import warn_of_watched_errors
-
-# where a label is in a batch; jsonargparse writes no other keys into a configuration
-Target = str | int | Sequence[str | int] | Callable[[Any], Any]
 
 
 class SymmetryCallback(L.Callback):

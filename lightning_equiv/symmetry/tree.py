@@ -23,6 +23,9 @@ from lightning_equiv.symmetry.unread import Unread
 
 Tree = Any
 Spec = Any
+# Where something is in a batch. A callable stands last: jsonargparse takes anything for one.
+Place = str | int | Sequence[str | int] | Callable[[Any], Any]
+Places = Mapping[str, Place] | Place  # for each name, or one
 Rebuild = Callable[[Iterator[Tensor]], Tree]
 Undeclared = Callable[[str], Representation | None]
 Found = list[tuple[str, Representation, Tensor]]
@@ -242,6 +245,22 @@ def lookup(tree: Tree, path: Hashable | Sequence[Hashable], what: str = "target"
             raise ValueError(f"{what}={path!r} is not in the batch: {key!r} was looked for in {there}")
         tree = held[key]
     return tree
+
+
+def held_at(batch: Tree, places: Places, what: str = "target") -> Tree:
+    """What lies at a place of a batch; of a dict of places, a dict of what lies there.
+
+    Examples:
+        >>> batch = {"x": [1.0, 2.0], "labels": {"y": 3.0}}
+        >>> held_at(batch, "labels.y"), held_at(batch, {"energy": ["labels", "y"], "forces": lambda b: -b["x"][1]})
+        (3.0, {'energy': 3.0, 'forces': -2.0})
+
+    Raises:
+        ValueError: nothing lies there; what does is named.
+    """
+    if isinstance(places, Mapping):
+        return {name: held_at(batch, place, what) for name, place in places.items()}
+    return places(batch) if callable(places) else lookup(batch, places, what)
 
 
 def join(path: str, key: object) -> str:

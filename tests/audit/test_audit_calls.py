@@ -210,6 +210,21 @@ def test_a_section_that_fails_is_told() -> None:
     assert report.verdict == "exact to rounding"
 
 
+def test_labels_of_several_outputs_are_where_a_dict_says() -> None:
+    class Two(nn.Module):
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            return {"energy": x[:, :1], "forces": x + 0.1}
+
+    symmetry = Symmetry("SO(3)", {"x": "1o"}, {"energy": "0e", "forces": "1o"})
+    batch = {"x": X, "e": X[:, 1:2], "labels": {"dy": X}}
+    places = {"energy": "e", "forces": ["labels", "dy"]}
+    by_name = audit(Two(), batch, symmetry, labels=places, **SMALL)
+    by_call = audit(Two(), batch, symmetry, labels=lambda b: {"energy": b["e"], "forces": b["labels"]["dy"]}, **SMALL)
+    assert {"energy.0e", "forces.1o"} <= set(by_name.figures["labels"])
+    assert by_name.as_dict()["labels"] == by_call.as_dict()["labels"]
+    fails("labels='z' is not in the batch", Two(), batch, symmetry, labels={"energy": "z"})
+
+
 def test_labels_of_another_shape_are_told() -> None:
     report = audit(mlp(), (X, X[:, :2]), VECTORS, labels=1, **SMALL)
     assert "shaped as the network's output" in report.figures["skipped"]["labels"]

@@ -251,6 +251,7 @@ def test_weights_that_do_not_fit(tmp_path: Path, capsys: pytest.CaptureFixture[s
         (["--device=tpu:9x"], "device='tpu:9x' is not there"),
         (["--draws=1"], "draws"),
         (["--labels=energies"], "labels='energies' is not in the batch"),
+        (['--labels={"energy": "energies"}'], "labels='energies' is not in the batch"),
         (["--symmetry.group=SO(9)"], "no group is named 'SO(9)'"),
         (["--network=net"], "network='net' names no sub-module"),
         (["--model", "tests.audit.test_command.Sized"], "is not made without arguments"),

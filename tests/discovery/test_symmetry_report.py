@@ -11,6 +11,7 @@ import torch
 from lightning_equiv import Image, Invariant, Point, Symmetry
 from lightning_equiv.datasets import ChargedDataModule, DigitsDataModule, charged_dataset, gravity_dataset
 from lightning_equiv.discovery.run import symmetry_report
+from tests.helpers import normal
 
 FAST = {"level": 0.05, "draws": 199}
 CHARGES = Symmetry("SO(3)", {"charges": Invariant(), "positions": "1o", "velocities": "1o"}, "1o")
@@ -239,3 +240,13 @@ def test_what_cannot_be_tested_is_said(change, message):
 def test_candidates_without_a_symmetry():
     with pytest.raises(TypeError, match="expected a Symmetry"):
         symmetry_report(clouds(30), "SO(3)")
+
+
+def test_labels_of_several_outputs_are_where_a_dict_says():
+    x = normal(200, 4, 3)
+    y = {"size": x.norm(dim=-1).sum(1, keepdim=True), "mean": x.mean(1)}
+    symmetry = Symmetry("SO(3)", {"x": "1o"}, {"size": "0e", "mean": "1o"})
+    data = {"x": x, "s": y["size"], "labels": [y["mean"]]}
+    by_name = symmetry_report(data, symmetry, {"size": "s", "mean": ["labels", 0]}, **FAST)
+    assert by_name.as_dict() == symmetry_report(data, symmetry, lambda _: y, **FAST).as_dict()
+    assert by_name.as_dict() == symmetry_report(data, symmetry, y, **FAST).as_dict()

@@ -18,7 +18,6 @@ from lightning_equiv.layers.branch import Branch, container_key
 from lightning_equiv.layers.choose import Layers
 from lightning_equiv.layers.hidden_parameters import HiddenParameters
 from lightning_equiv.layers.layer import Layer, LayerFamily, check_sizes
-from lightning_equiv.strategies.base import Target
 from lightning_equiv.strategies.branch_callback import Branches, Evaluate
 from lightning_equiv.strategies.instruments import Instruments
 from lightning_equiv.strategies.keeping_callback import Report
@@ -28,6 +27,7 @@ from lightning_equiv.strategies.recm.recurrence import Recurrence, Step, commit,
 from lightning_equiv.strategies.recm.report import format_report, layer_report, too_short
 from lightning_equiv.strategies.recm.target import declared_target, read_target, target_size
 from lightning_equiv.symmetry.symmetry import Symmetry
+from lightning_equiv.symmetry.tree import Place
 
 
 @dataclass(eq=False)
@@ -120,7 +120,7 @@ class RECM(LearnedLevelCallback):
         network: str = "",
         *,
         families: Sequence[LayerFamily] = (),
-        target: Target | None = None,
+        target: Place | None = None,
         branch: Literal["linear", "mlp"] = "linear",
         gain: float = 0.02,
         num_samples: int = 4,

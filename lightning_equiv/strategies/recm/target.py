@@ -12,15 +12,14 @@ from torch import Tensor, nn
 from lightning_equiv.groups.group import Group
 from lightning_equiv.representations.action import wide
 from lightning_equiv.representations.representation import Representation
-from lightning_equiv.strategies.base import Target
 from lightning_equiv.strategies.recm.critic import Rows
 from lightning_equiv.symmetry.symmetry import Symmetry
-from lightning_equiv.symmetry.tree import describe, lookup
+from lightning_equiv.symmetry.tree import Place, describe, held_at, lookup
 
 INVARIANT_SIZE = 32  # numbers that stand for a target that nothing moves
 
 
-def declared_target(symmetry: Symmetry | None, group: Group, target: Target | None) -> Representation | None:
+def declared_target(symmetry: Symmetry | None, group: Group, target: Place | None) -> Representation | None:
     """How the group moves the target: as the symmetry's `batch` says at `target`, or like its outputs.
 
     Raises:
@@ -41,9 +40,9 @@ def declared_target(symmetry: Symmetry | None, group: Group, target: Target | No
     )
 
 
-def read_target(target: Target, batch: Any) -> Tensor:
+def read_target(target: Place, batch: Any) -> Tensor:
     """The target of a batch."""
-    y = target(batch) if callable(target) else lookup(batch, target)
+    y = held_at(batch, target)
     if not isinstance(y, Tensor):
         raise ValueError(f"{target=}: expected a tensor, got {describe(y)}")
     return y

@@ -20,10 +20,11 @@ from lightning_equiv.representations.action import wide
 from lightning_equiv.strategies.balances import Balance, ConstantBalance, DualBalance
 from lightning_equiv.strategies.base import SymmetryCallback
 from lightning_equiv.strategies.remul.gradnorm import GradNormBalance
-from lightning_equiv.strategies.remul.labels import Targets, find_labels, weights_of
+from lightning_equiv.strategies.remul.labels import find_labels, weights_of
 from lightning_equiv.strategies.remul.second_pass import Losses, SecondPass
 from lightning_equiv.symmetry.call import TOTAL
 from lightning_equiv.symmetry.symmetry import Symmetry, as_symmetry
+from lightning_equiv.symmetry.tree import Places
 from lightning_equiv.wiring.call_recorder import Call, CallRecorder
 from lightning_equiv.wiring.network import find_network
 from lightning_equiv.wiring.training_step import StepHooks, wrap_training_step
@@ -139,7 +140,7 @@ class REMUL(SymmetryCallback):
         every: int = 1,
         elements: Literal["haar", "near"] = "haar",
         angle: float = 0.1,
-        target: Targets | None = None,
+        target: Places | None = None,
         loss: Literal["mse", "l1", "cross_entropy"] | Distance = "mse",
         num_samples: int = 1,
         detach_target: bool = False,

@@ -8,15 +8,13 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_equiv.strategies.base import Target
 from lightning_equiv.symmetry.call import BoundTree
-from lightning_equiv.symmetry.tree import Tree, describe, lookup, tensors
+from lightning_equiv.symmetry.tree import Places, describe, held_at, tensors
 
-Targets = dict[str, Target] | Target  # for each output by its name, or one for all; jsonargparse tries them in turn
 Labels = dict[str, Tensor]  # by the output's dotted name
 
 
-def find_labels(batch: Any, target: Targets, output: BoundTree, of_classes: bool = False) -> Labels:
+def find_labels(batch: Any, target: Places, output: BoundTree, of_classes: bool = False) -> Labels:
     """The labels of a batch, for all outputs or some.
 
     Args:
@@ -28,11 +26,7 @@ def find_labels(batch: Any, target: Targets, output: BoundTree, of_classes: bool
     Raises:
         ValueError: a label that belongs to no output, or is not of its shape; no label at all.
     """
-    found: Tree
-    if isinstance(target, Mapping):
-        found = {name: _find(batch, place) for name, place in target.items()}
-    else:
-        found = _find(batch, target)
+    found = held_at(batch, target)
     labels = dict(tensors(found))
     predictions = {t.path: t.x for t in output.tensors}
     wanted = [t.path for t in output.tensors if not t.representation.shared]
@@ -57,10 +51,6 @@ def find_labels(batch: Any, target: Targets, output: BoundTree, of_classes: bool
                 "loss='cross_entropy', for others a callable can reshape, e.g. target=lambda batch: batch['y'][:, None]"
             )
     return labels
-
-
-def _find(batch: Any, target: Target) -> Tree:
-    return target(batch) if callable(target) else lookup(batch, target)
 
 
 def weights_of(weight: Mapping[str, float], outputs: list[str]) -> dict[str, float]:
