@@ -111,7 +111,13 @@ def _account(s: Figures) -> str:
     of = f" Of {s['inputs']} inputs." if "inputs" in s else ""
     if s["nothing_to_share"]:
         return f"The network has no more than rounding to share among its layers.{of}"
-    return f"The layers that were looked at leave {percent(s['remainder'])} of the derivative unexplained.{of}"
+    left = f"The layers that were looked at leave {percent(s['remainder'])} of the derivative unexplained.{of}"
+    if not s.get("inside"):
+        return left
+    return (
+        f"{left} The network differentiates inside: what its backward pass through a layer makes, of forces, is in "
+        "that rest, and no layer's share."
+    )
 
 
 def worst(side: Side) -> Section | None:

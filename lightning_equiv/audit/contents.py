@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from lightning_equiv.audit.cause_sections import layers, lie, worst
 from lightning_equiv.audit.error_sections import convergence, floor, profile, split, verdict
 from lightning_equiv.audit.task_sections import classes, how, labels, moved
-from lightning_equiv.audit.words import Figures, Side, enumerated, kept, percent, rounded
+from lightning_equiv.audit.words import Figures, Side, enumerated, exact, kept, percent, rounded
 from lightning_equiv.report.document import VERDICTS, Document
 from lightning_equiv.symmetry.call import TOTAL
 
@@ -34,6 +34,15 @@ def document_of(reports: Sequence[Figures], names: Sequence[str] | None = None) 
     return Document(title, subtitle, worst_of_all, _headline(side), tuple(sections), whose)
 
 
+def _worst_output(r: Figures) -> str:
+    """Of several outputs the one with the largest error, of those that have the verdict; "" where no more than all."""
+    if len(r["error"]) < 3 or exact(r):
+        return ""
+    values = {part: i[0] or 0.0 for part, i in r["error"].items() if r["verdicts"][part] == r["verdict"]}
+    worst = max(values, key=values.__getitem__)
+    return worst if worst != TOTAL and values[worst] > (r["error"][TOTAL][0] or 0.0) else ""
+
+
 def _distinct(names: list[str]) -> list[str]:
     """The names, numbered where two are the same."""
     return [f"{name} ({i + 1})" if names.count(name) > 1 else name for i, name in enumerate(names)]
@@ -49,8 +58,10 @@ def _headline(side: Side) -> tuple[tuple[str, str, str], ...]:
         return ()
     value, low, high = r["error"][TOTAL]
     few = low is None or not math.isfinite(low)
-    interval = f"95 % interval {percent(low)} to {percent(high)}"
-    tiles = [("relative error", percent(value), "too few inputs for an interval" if few else interval)]
+    interval = "too few inputs for an interval" if few else f"95 % interval {percent(low)} to {percent(high)}"
+    if worst := _worst_output(r):
+        interval = f"in total, {interval}; {worst} {percent(r['error'][worst][0])}"
+    tiles = [("relative error", percent(value), interval)]
     if "floor" in r:
         least = r["floor"]["value"][0]
         times = f"the error is {rounded(value / least)} times that" if least else "none"

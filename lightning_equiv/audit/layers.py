@@ -46,6 +46,7 @@ class LayerFigures:
         self.wanted = _MOST
         self._names: tuple[str, ...] = ()
         self._sums: Tensor | None = None
+        self._inside = False
         if not isinstance(network, nn.Module):
             self.why = f"a {type(network).__name__} has no layers that could be told apart"
         elif layers is None and not any(_known(families)(name, m) for name, m in network.named_modules() if name):
@@ -61,19 +62,27 @@ class LayerFigures:
             raise ValueError("the network returned NaN or infinity for some input of a batch that cannot be divided")
         if divisible:
             call = call.first(self.network, self.symmetry, self.wanted)
-        self._names, sums = layerwise_sums(
-            self.network,
-            call.args,
-            self.symmetry,
-            self.layers,
-            families=self.families,
-            kwargs=call.kwargs,
-            num_samples=_SAMPLES,
-            finite=False,
-            num_probes=_PROBES,
-            generator=generator,
-            needs_grad=needs_grad,
-        )
+        try:
+            self._names, sums, self._inside = layerwise_sums(
+                self.network,
+                call.args,
+                self.symmetry,
+                self.layers,
+                families=self.families,
+                kwargs=call.kwargs,
+                num_samples=_SAMPLES,
+                finite=False,
+                num_probes=_PROBES,
+                generator=generator,
+                needs_grad=needs_grad,
+            )
+        except (torch.OutOfMemoryError, NotImplementedError):
+            raise
+        except RuntimeError as error:  # of the network, which has run before
+            raise ValueError(
+                "the network runs, and does not where the features of its layers are moved: choose other layers, or "
+                f"leave some out. Torch's words were: {str(error).strip().partition(chr(10))[0]}"
+            ) from error
         self.wanted -= int(sums[3, -1])
         self._sums = sums if self._sums is None else self._sums + sums
 
@@ -93,6 +102,7 @@ class LayerFigures:
             "ends_up": found.ends_up.tolist(),
             "remainder": float(found.remainder),
             "nothing_to_share": found.nothing_to_share,
+            "inside": self._inside,
         }
 
 

@@ -44,19 +44,20 @@ class LayerCalls:
     Args:
         measurement: of the network.
         layers: chosen, with known representations.
-        attached: a layer's output that another one takes the place of stays in the graph of a network that
-            differentiates inside.
 
     Attributes:
         layers: the layers.
+        inside: the network differentiates inside: `needs_grad` says so, or gradients are enabled where a layer runs
+            although they are not around the network. Features that take the place of others stay in their graph.
         calls: theirs, in the order in which the network makes them.
 
     Raises:
-        ValueError: a layer did not run, or maps no tensor to a tensor; its features do not fit its representation.
+        ValueError: a layer did not run, runs inside torch.func.vmap, or maps no tensor to a tensor; its features do not
+            fit its representation.
     """
 
-    def __init__(self, measurement: Measurement, layers: Sequence[Layer], attached: bool) -> None:
-        self.measurement, self.layers, self.attached = measurement, list(layers), attached
+    def __init__(self, measurement: Measurement, layers: Sequence[Layer]) -> None:
+        self.measurement, self.layers, self.inside = measurement, list(layers), measurement.needs_grad
         self._inputs = [t for t in measurement.call.inputs.tensors if t.x.is_floating_point()]
         hs: dict[int, Tensor] = {}
         ys: dict[int, Tensor] = {}
@@ -66,6 +67,7 @@ class LayerCalls:
         def remember(kept: dict[int, Tensor]) -> Change:
             def change(k: int, x: Tensor) -> None:
                 kept[k] = x.detach().clone()  # before what follows writes into it
+                self.inside |= torch.is_grad_enabled()  # by the network itself: `measuring` leaves them off
 
             return change
 
@@ -139,7 +141,7 @@ class LayerCalls:
 
     def _replaced(self, old: Tensor, new: Tensor) -> Tensor:
         """`new` in the place of `old`, of whose graph it stays a part where the network differentiates inside."""
-        if not self.attached:
+        if not self.inside:
             return new.clone()  # what follows may work in place
         value, tangent = forward_ad.unpack_dual(old)
         constant = value.detach() if tangent is None else forward_ad.make_dual(value.detach(), tangent)
@@ -179,6 +181,11 @@ class LayerCalls:
                     raise ValueError(
                         f"{layer.name!r} ({type(module).__name__}) maps {type(args[0] if args else None).__name__} to "
                         f"{type(output).__name__}: expected a layer from a tensor to a tensor; choose one inside"
+                    )
+                if _in_vmap(y):
+                    raise ValueError(
+                        f"layer {layer.name!r} runs inside torch.func.vmap, one input at a time, and its features "
+                        "cannot be put in place for all of them: call it on whole batches, or choose layers outside"
                     )
                 new = give(open_calls.pop(), y)
                 return None if new is None else family.wrapped(new, output)
@@ -263,6 +270,14 @@ def compared(tensors: Sequence[BoundTensor]) -> list[BoundTensor]:
 
 def _floating(x: Tensor | None) -> bool:
     return x is not None and x.is_floating_point()
+
+
+def _in_vmap(x: Tensor) -> bool:
+    while torch._C._functorch.is_functorch_wrapped_tensor(x):
+        if torch._C._functorch.is_batchedtensor(x):
+            return True
+        x = torch._C._functorch.get_unwrapped(x)
+    return False
 
 
 def _rows(layer: Layer, x: Tensor) -> Tensor:

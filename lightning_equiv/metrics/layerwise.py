@@ -122,10 +122,11 @@ def layerwise_error(
         elements: these in the place of drawn ones; with them all figures are finite.
         algebra: directions A in the place of the group's basis: rotations alone of SE(3), say.
         finite: group elements instead of derivatives.
-        num_probes: P; None computes every J_{>i} L f_i.
+        num_probes: P; None computes every J_{>i} L f_i, as is done where the network differentiates inside.
         generator: whose random numbers.
-        needs_grad: the network differentiates inside. Layers account for what it makes of them forwards (an energy); of
-            what it differentiates (forces), their backward passes are in the remainder.
+        needs_grad: the network differentiates inside; one that enables gradients itself is noticed. Layers account for
+            what it makes of them forwards (an energy); of what it differentiates (forces), their backward passes are
+            in the remainder.
 
     Returns:
         The figures of each layer, in float64 where the device has it. 0 is an equivariant layer in `own` and `makes`,
@@ -148,7 +149,7 @@ def layerwise_error(
         Gruver, Finzi, Goldblum, Wilson. The Lie derivative for measuring learned equivariance. ICLR 2023. arXiv
         2210.02984: L f_i and c_i. The signed share s_i is this library's.
     """
-    names, sums = layerwise_sums(
+    names, sums, _ = layerwise_sums(
         network,
         args,
         symmetry,
@@ -200,8 +201,9 @@ class LayerwiseError(SymmetryMetric):
         num_samples: K, elements drawn for `own` in each update, each for all inputs.
         finite: group elements instead of derivatives; always so for finite groups.
         num_probes: most directional derivatives, one for each layer and direction, before c_i is estimated by as many
-            random probes; None computes all.
-        needs_grad: the network differentiates inside (conservative forces).
+            random probes; None computes all, as is done where the network differentiates inside.
+        needs_grad: the network differentiates inside (conservative forces); one that enables gradients itself is
+            noticed.
         seed: of the draws; the k-th update of a metric draws the same in every run, other numbers on every rank.
         kwargs: of torchmetrics.Metric.
 
@@ -252,7 +254,7 @@ class LayerwiseError(SymmetryMetric):
 
     def update(self, network: nn.Module, *args: Any, **kwargs: Any) -> None:
         """Measure the layers of `network` in one call, `network(*args, **kwargs)`."""
-        names, sums = layerwise_sums(
+        names, sums, _ = layerwise_sums(
             network,
             args,
             self.symmetry,

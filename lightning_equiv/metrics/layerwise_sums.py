@@ -41,9 +41,10 @@ def layerwise_sums(
     needs_grad: bool,
     elements: GroupElement | None = None,
     algebra: AlgebraElement | None = None,
-) -> tuple[tuple[str, ...], Tensor]:
-    """Names of the L layers, and sums over inputs (4, L + 1), float64 where the device has it, that can be added up.
+) -> tuple[tuple[str, ...], Tensor, bool]:
+    """Names of the L layers; sums over inputs (4, L + 1); whether the network differentiates inside.
 
+    The sums can be added up, and are in float64 where the device has it.
     Rows of the first L columns: |f_i(g h) - g f_i(h)|^2, |f_i(h)|^2, |J_{>i} L f_i|^2, <J_{>i} L f_i, L f>; of the
     last column: |L f|^2, |L f - sum_i J_{>i} L f_i|^2, what of |L f|^2 may be rounding, the number of inputs.
     """
@@ -56,7 +57,7 @@ def layerwise_sums(
         with measuring(network, x[0], symmetry, kwargs=x[1], generator=generator, needs_grad=needs_grad) as measurement:
             group = measurement.group
             found = layers_of(network, layers, families, group)
-            calls = LayerCalls(measurement, found, attached=needs_grad)
+            calls = LayerCalls(measurement, found)
             # one element moves all inputs, so that nobody need know which rows of features are whose
             drawn = measurement.elements(num_samples, elements)[:: measurement.num_inputs]
             measured = _Sums(calls)
@@ -66,7 +67,7 @@ def layerwise_sums(
                 measured.add_element(drawn[i], len(drawn), by_elements)
             if not by_elements:
                 measured.add_derivatives(directions.to(measurement.device), num_probes)
-            return tuple(layer.name for layer in found), measured.values
+            return tuple(layer.name for layer in found), measured.values, calls.inside
 
 
 class _Sums:
@@ -89,13 +90,13 @@ class _Sums:
         h, ys = calls.features(lambda representation, x: representation(g, x))
         hs = {k: x for k, x in enumerate(h) if x is not None}
         right = dict(enumerate(ys))
-        _, returned = calls.run(x, hs, right)
+        _, returned = self._run(x, hs, right)
         for i, own in enumerate(self.of_layer):
             self.values[0, i] += self._square([returned[k] - ys[k] for k in own]) / of
             self.values[1, i] += self._square([calls.calls[k].y for k in own]) / of
         if not terms:
             return
-        f_gx, _ = calls.run(x)
+        f_gx, _ = self._run(x)
         g_fx = [t.x for t in compared(m.f_x.move(g).tensors)]
         whole = _minus(f_gx, g_fx)
         parts = []
@@ -103,17 +104,23 @@ class _Sums:
             part = [torch.zeros_like(y) for y in whole]
             for k in own:
                 before = {j: right[j] for j in range(k)}
-                wrong, put_right = (calls.run(x, ys={**before, k: y})[0] for y in (returned[k], right[k]))
+                wrong, put_right = (self._run(x, ys={**before, k: y})[0] for y in (returned[k], right[k]))
                 part = _plus(part, _minus(wrong, put_right))
             parts.append(part)
         made = self._add_parts(whole, parts, of)
         self._add_whole(whole, parts, self._square(f_gx) + self._square(g_fx) + made, of)
 
+    def _run(self, *args: Any, **kwargs: Any) -> tuple[Features, dict[int, Tensor]]:
+        """`LayerCalls.run` without the graph that a network has left which differentiates inside."""
+        found, returned = self.calls.run(*args, **kwargs)
+        return [y.detach() for y in found], {k: y.detach() for k, y in returned.items()}
+
     # ---- with derivatives ----------------------------------------------------------------------------------------
     def add_derivatives(self, directions: AlgebraElement, num_probes: int | None) -> None:
         """L f_i of every layer along every direction, and what it makes of the output."""
         calls = self.calls
-        exact = num_probes is None or len(calls.layers) * len(directions) <= num_probes
+        # where the network differentiates inside, its backward pass has freed the graph that probes go back through
+        exact = calls.inside or num_probes is None or len(calls.layers) * len(directions) <= num_probes
         self._find_method("output", *self._of_features(range(len(calls.calls))))
         exact = exact or self._methods["output"] == "central_difference"  # a backward pass would be wrong, too
         wholes, defects = [], []
@@ -192,6 +199,8 @@ class _Sums:
     def _find_method(self, name: str, function: Function, primals: Features) -> None:
         """Along x itself: L f_i may be 0, and then every method is right."""
         self._methods[name] = directional_derivative(function, primals, primals)[2]
+        if name == "layers" and self.calls.inside and self._methods[name] == "double_backward":
+            self._methods[name] = "central_difference"  # the graph also holds what other features took the place of
         if self._methods[name] == "central_difference":
             self.eps = max(self.eps, torch.finfo(primals[0].dtype).eps ** (2 / 3))
 
