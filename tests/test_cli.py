@@ -28,6 +28,8 @@ from lightning_equiv.__main__ import main
 from lightning_equiv.layers.choose import Layers
 from lightning_equiv.networks.transformer import ParticleTransformer
 from tests.contracts import GROUPS, REPRESENTATIONS
+from tests.helpers import global_seed
+from tests.pages import blocks_of, pages
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = {
@@ -309,3 +311,28 @@ def test_arguments_of_many_forms(cls: type, arguments: dict[str, Any]) -> None:
 def test_mistakes_are_named(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(Exception, match=message):
         parse(Symmetry, **arguments)
+
+
+def test_the_configuration_of_the_page_on_modules_trains_the_force_network_of_its_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("torch_geometric")
+    blocks = lambda page, language: [b.code for b in blocks_of(pages()[page]) if b.language == language]  # noqa: E731
+    (settings,) = [text for text in blocks("modules.md", "yaml") if "forces" in text]
+    first, own_forward, _ = blocks("energies_and_forces.md", "python")
+    (tmp_path / "mine.yaml").write_text(settings)
+    data = "class Molecules(L.LightningDataModule):\n    def train_dataloader(self):\n        return loader\n"
+    data += "    val_dataloader = test_dataloader = train_dataloader\n"
+    code = [first.partition("symmetry = Symmetry")[0], own_forward.partition("model = ForceField")[0], data]
+    (tmp_path / "forces.py").write_text("\n".join(code))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    quiet = [*QUIET, "--trainer.logger=false", "--trainer.enable_checkpointing=false"]
+    quiet += ["--trainer.accelerator=cpu", "--trainer.max_epochs=1"]
+    logged: dict[str, Any] = {}
+    monkeypatch.setattr(L.LightningModule, "on_fit_end", lambda module: logged.update(module.trainer.callback_metrics))
+    with global_seed():
+        main(["fit", "--config", "mine.yaml", *quiet])
+        main(["test", "--config", "mine.yaml", *quiet])
+    names = {"remul/equivariance_loss/energy", "remul/equivariance_loss/forces", "equivariance_error/forces.1o"}
+    assert names <= set(logged)

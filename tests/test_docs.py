@@ -186,7 +186,7 @@ def test_the_page_on_comparing_runs_and_says_what_it_says(
 ) -> None:
     page = (ROOT / "docs" / "comparing.md").read_text()
     first, ways, *others = blocks_of("comparing.md")
-    assert len(others) == 2
+    assert len(others) == 3
     monkeypatch.chdir(tmp_path)
     space: dict[str, Any] = {}
     exec(first, space)

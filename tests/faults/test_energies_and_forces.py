@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import lightning
 import pytest
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "energies_and_forces.md"
 
 def test_the_code_of_the_page_runs() -> None:
     pytest.importorskip("torch_geometric")
-    code, _ = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    code, own_forward, _ = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     quiet = "accelerator='cpu', logger=False, enable_checkpointing=False, enable_progress_bar=False"
     space: dict[str, Any] = {}
     with global_seed():
@@ -28,10 +29,28 @@ def test_the_code_of_the_page_runs() -> None:
     assert {"equivariance_error", "equivariance_error/forces.1o", "remul/equivariance_loss"} <= set(logged)
     assert 0.05 < float(space["errors"]["total"].mean()) < 3
 
+    # the LightningModule's own forward, and a sub-module's
+    with global_seed():
+        exec(own_forward.replace("L.Trainer(", f"L.Trainer({quiet}, enable_model_summary=False, "), space)
+    figures = space["trainer"].callback_metrics
+    assert {"test_equivariance_error/energy.0e", "test_equivariance_error/forces.1o", "force_rmse"} <= set(figures)
+    seeded = lambda: {"generator": torch.Generator().manual_seed(0)}  # noqa: E731
+    model, batch = space["model"], space["batch"]
+    parts = equivariance_error(model, batch, space["symmetry"], **space["inside"], **seeded())
+    args = (batch.z, batch.pos, batch.edge_index, batch.batch)
+    alone = equivariance_error(model.net, args, space["of_energy"], **seeded())
+    torch.testing.assert_close(alone, parts["energy.0e"], rtol=1e-3, atol=1e-5)
+    assert [callback.network for callback in space["callbacks"]] == ["net", "net"]
+
+    # nothing is differentiated where a test runs in inference mode
+    again = lightning.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        again.test(model, space["loader"])
+
 
 def test_a_dict_as_mace_takes_it() -> None:
     """As the page declares it, on a network that keeps the symmetry."""
-    _, declared = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    *_, declared = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     symmetry = eval(declared, {"Symmetry": Symmetry})
     shapes = []
 
