@@ -61,8 +61,8 @@ RELAXATION = (
     f"{' and '.join([', '.join(KEPT[:-1]), KEPT[-1]])} may keep their branches."
 )
 AGAIN = (
-    "`REMUL(5 %)` was trained again when the gradient of its second loss had changed; its times and memory are those of "
-    "its first runs, made beside the others."
+    "`REMUL(5 %)` was trained again when its second loss had changed; its times and memory are those of its first "
+    "runs, made beside the others."
 )
 EXPERIMENTS = [
     Experiment("gravity", words=AGAIN),

@@ -22,8 +22,13 @@ class Balance(ABC):
     weights: Tensor
 
     @abstractmethod
-    def update(self, losses: Tensor) -> None:
-        """Set the weights for the next batch, from both losses (2,) of this one, with their gradients."""
+    def update(self, losses: Tensor, size: Tensor | None = None) -> None:
+        """Set the weights for the next batch.
+
+        Args:
+            losses: (2,) of this one, with their gradients.
+            size: of what the second is relative to, squared.
+        """
 
     def total(self, losses: Tensor) -> Tensor:
         """alpha L_task + beta L_equi."""
@@ -52,7 +57,7 @@ class ConstantBalance(Balance):
     def __init__(self, weight: float) -> None:
         self.weights = torch.tensor([1.0, weight])
 
-    def update(self, losses: Tensor) -> None:
+    def update(self, losses: Tensor, size: Tensor | None = None) -> None:
         """Nothing changes."""
 
 
@@ -60,9 +65,13 @@ class DualBalance(Balance):
     r"""The task loss is minimised subject to a relative equivariance error of at most a tolerance.
 
         minimise L_task   subject to   e <= tolerance,     e^2 = |f(g x) - g f(x)|^2 / |f(x)|^2
-        L = L_task + beta e^2 / tolerance^2
+        L = L_task + beta s / s_max e^2 / tolerance^2,    s = |f(x)|^2, smoothed, s_max the largest s so far
         e_s^2 <- (1 - smoothing) e_s^2 + smoothing e^2
         log beta <- log beta + rate clip( log( e_s / tolerance ), -1, 1 )
+
+    No gradient goes through |f(x)|^2: a network would make e small by a large constant that no element moves and that
+    the task does not see, such as one added to all logits. A small f would then be drawn to 0 by a force that grows as
+    it shrinks; hence s / s_max.
 
     beta >= 0 is the multiplier of the constraint, in units of the task loss. It ascends in its logarithm, so that one
     rate serves task losses of any size: beta may need to be a millionth or a hundred of them. It starts where the
@@ -83,16 +92,17 @@ class DualBalance(Balance):
     def __init__(self, tolerance: float, most: float, what: str = "the relative equivariance error") -> None:
         self.tolerance, self.most, self.what = tolerance, most, what
         self.weights = torch.tensor([1.0, 0.0])
-        # e_s^2 / tolerance^2, first task loss, log( beta / first task loss ), steps, task loss smoothed
-        self.values = torch.zeros(5)
+        # e_s^2 / tolerance^2, first task loss, log( beta / first task loss ), steps, task loss smoothed, s, s_max
+        self.values = torch.zeros(7)
 
-    def update(self, losses: Tensor) -> None:
+    def update(self, losses: Tensor, size: Tensor | None = None) -> None:
         """One step of dual ascent."""
         dtype = element_dtype(losses.device)
-        task, error = mean_over_ranks(losses.detach().to(dtype)).unbind()  # error: e^2 / tolerance^2
+        seen = torch.stack([*losses.unbind(), losses.new_ones(()) if size is None else size.to(losses)])
+        task, error, size = mean_over_ranks(seen.detach().to(dtype)).unbind()  # error: e^2 / tolerance^2
         values = self.values.to(losses.device, dtype)
-        square, scale, log_beta, steps, smooth = values.unbind()
-        finite = torch.isfinite(task) & torch.isfinite(error)
+        square, scale, log_beta, steps, smooth, s, s_max = values.unbind()
+        finite = torch.isfinite(task) & torch.isfinite(error) & torch.isfinite(size)
         first = steps < self.first_steps
         new_square = torch.where(steps == 0, error, square + self.smoothing * (error - square))
         new_scale = torch.where(first, scale + (task.abs() - scale) / (steps + 1), scale)
@@ -102,9 +112,11 @@ class DualBalance(Balance):
             torch.full_like(log_beta, self.least).log(), torch.full_like(log_beta, self.most).log()
         )
         smooth = torch.where(first, new_scale, smooth + self.smoothing * (task.abs() - smooth))
-        new = torch.stack([new_square, new_scale, moved, steps + 1, smooth])
+        s = torch.where(steps == 0, size, s + self.smoothing * (size - s))
+        new = torch.stack([new_square, new_scale, moved, steps + 1, smooth, s, torch.maximum(s, s_max)])
         self.values = torch.where(finite, new, values)
-        beta = self.values[2].exp() * self.values[1]
+        held = self.values[5] / self.values[6].clamp_min(torch.finfo(dtype).tiny)
+        beta = self.values[2].exp() * self.values[1] * held
         self.weights = torch.stack([torch.ones_like(beta), torch.where(self.values[3] > 0, beta, 0.0)])
 
     @property

@@ -85,15 +85,20 @@ class DualByHand(SecondPassByHand):
     def __init__(self, net: nn.Module | None = None) -> None:
         super().__init__(net)
         self.beta, self.square, self.scale, self.log_beta, self.steps = 0.0, 0.0, 0.0, 0.0, 0
+        self.size, self.largest = 0.0, 0.0
 
     def second(self, loss: Tensor, calls: list[Tensor], generator: torch.Generator) -> Tensor:
-        errors = []
+        errors, sizes = [], []
         for x in calls:
+            sizes.append(self.net(x).detach().square().sum() / len(x))
             a, b = self.pair(x, SO3().sample(len(x), generator=generator).matrix)
-            errors.append((a - b).square().sum() / self.net(x).square().sum() / self.tolerance**2)
+            errors.append((a - b).square().sum() / self.net(x).detach().square().sum() / self.tolerance**2)
         error = sum(errors) / len(errors)
         total = loss + self.beta * error
-        now, task = mean_over_ranks(torch.stack([error, loss]).detach().double()).tolist()
+        seen = torch.stack([error, loss, sum(sizes) / len(sizes)]).detach().double()
+        now, task, size = mean_over_ranks(seen).tolist()
+        self.size = size if not self.steps else self.size + 0.05 * (size - self.size)
+        self.largest = max(self.largest, self.size)
         self.square = now if not self.steps else self.square + 0.05 * (now - self.square)
         if self.steps < 10:
             self.scale += (abs(task) - self.scale) / (self.steps + 1)
@@ -102,5 +107,5 @@ class DualByHand(SecondPassByHand):
         self.log_beta += 0.03 * max(-1.0, min(1.0, math.log(self.square) / 2))
         self.log_beta = max(math.log(1e-6), min(math.log(self.most), self.log_beta))
         self.steps += 1
-        self.beta = math.exp(self.log_beta) * self.scale
+        self.beta = math.exp(self.log_beta) * self.scale * self.size / self.largest
         return total

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
 from typing import Any
@@ -87,6 +88,19 @@ def test_the_first_weight(error: float, share: float) -> None:
     assert float(balance.weights[1]) == pytest.approx(3.0 * share * math.exp(0.03 * step), rel=1e-5)
 
 
+def test_an_output_that_shrinks_is_not_held_ever_more() -> None:
+    """The weight of |f(g x) - g f(x)|^2, beta / |f|^2, stays as |f|^2 falls; so does beta where it rises."""
+    shrunk, grown, constant = (DualBalance(0.05, 0.1) for _ in range(3))
+    for i in range(200):
+        losses = torch.tensor([3.0, 1.0])
+        shrunk.update(losses, torch.tensor(0.97**i))
+        grown.update(losses, torch.tensor(1.03**i))
+        constant.update(losses, torch.tensor(1.0))
+    smoothed = functools.reduce(lambda s, i: s + 0.05 * (0.97**i - s), range(1, 200), 1.0)
+    assert float(shrunk.weights[1]) == pytest.approx(float(constant.weights[1]) * smoothed, rel=1e-4)
+    assert torch.equal(grown.weights, constant.weights)
+
+
 def test_data_that_contradict_the_symmetry_do_not_drive_the_weight_away() -> None:
     """y = |x| x + c: the network has to choose, and is told apart from a training that was too short."""
     with pytest.warns(UserWarning, match=r"above the tolerance of 0.02, with the largest weight that max_weight=1e-05"):
@@ -113,29 +127,28 @@ def test_a_training_that_is_too_short_says_so() -> None:
         fitted(steps=20, tolerance=0.02)
 
 
-def test_an_output_as_a_whole_is_neither_shrunk_nor_blown_up() -> None:
-    """The ratio of s f does not depend on s; with |f| held constant the loss would pull s to 0."""
+def test_no_gradient_goes_through_the_size_of_the_output() -> None:
+    """Of f = s x + c, |f(g x) - g f(x)|^2 does not depend on s: neither does the loss, though |f|^2 does."""
 
-    class Scaled(nn.Module):
+    class Shifted(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            with global_seed():
-                self.c = nn.Linear(3, 3)
             self.s = nn.Parameter(torch.tensor(2.0))
+            self.c = nn.Parameter(torch.tensor([0.1, 0.0, 0.0]))
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.s * self.c(x)
+            return self.s * x + self.c
 
     module = Regression(1)
-    module.net = Scaled()
+    module.net = Shifted()
     strategy = REMUL(VECTORS, "net", balance="dual", tolerance=0.01)
     strategy.attach(module)
     batch = next(iter(data()))
     for _ in range(2):  # beta is 0 in the first
         module.zero_grad()
         (module.training_step(batch, 0) - nn.functional.mse_loss(module.net(batch[0]), batch[1])).backward()
-    assert float(module.net.c.weight.grad.norm()) > 0
-    assert abs(float(module.net.s.grad)) < 1e-5 * float(module.net.c.weight.grad.norm())
+    assert float(module.net.c.grad.norm()) > 0
+    assert abs(float(module.net.s.grad)) < 1e-5 * float(module.net.c.grad.norm())
     strategy.detach()
 
 

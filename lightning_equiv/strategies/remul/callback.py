@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import lightning as L
@@ -38,11 +38,13 @@ class Parts:
         balance: the weights of the two losses.
         second_pass: runs the network again.
         number: of the step, counted from 0.
+        sizes: |f(x)|^2 of an input, mean over each call of the step, where there is a tolerance.
     """
 
     balance: Balance
     second_pass: SecondPass
     number: int = -1
+    sizes: list[Tensor] = field(default_factory=list)
 
 
 class REMUL(SymmetryCallback):
@@ -257,6 +259,7 @@ class REMUL(SymmetryCallback):
             )
         generator = self.generator()
         parts: Parts = self._parts
+        parts.sizes.clear()
         terms = parts.second_pass(lambda: self._losses(network, calls, batch, generator.clone_state()))
         equivariance = torch.stack(list(terms.values())).sum()
         trained = equivariance.requires_grad or not any(p.requires_grad for p in network.parameters())
@@ -271,7 +274,7 @@ class REMUL(SymmetryCallback):
         total = parts.balance.total(losses)
         values = dict(zip(("task_loss", "equivariance_loss"), losses.detach().unbind(), strict=True))
         values |= parts.balance.logged()  # the weights of this step
-        parts.balance.update(losses)
+        parts.balance.update(losses, torch.stack(parts.sizes).mean() if parts.sizes else None)
         if isinstance(self.weight, dict):
             values |= {f"equivariance_loss/{path}": term.detach() for path, term in terms.items()}
         self.log_values(module, values, batch_size=self._batch_size)
@@ -311,8 +314,9 @@ class REMUL(SymmetryCallback):
         )
         if self.tolerance is None:
             return losses
-        # with the gradient of |f(x)|^2: without it an output that shrinks is held ever more, and f = 0 is the end
-        norm = f_x.squared_norms(f_x.parts())[TOTAL].sum() * self.num_samples * self.tolerance**2
+        norm = f_x.squared_norms(f_x.parts())[TOTAL].detach().sum()
+        self._parts.sizes.append(norm / bound.num_inputs)
+        norm = norm * self.num_samples * self.tolerance**2
         tiny = torch.finfo(torch.float32).tiny
         return {path: loss / norm.to(loss.dtype).clamp_min(tiny) for path, loss in losses.items()}
 

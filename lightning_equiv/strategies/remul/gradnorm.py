@@ -71,7 +71,7 @@ class GradNormBalance(Balance):
         self.shared, self.gamma, self.lr = shared, gamma, lr
         self.first_losses: Tensor | None = None
 
-    def update(self, losses: Tensor) -> None:
+    def update(self, losses: Tensor, size: Tensor | None = None) -> None:
         """One step of GradNorm."""
         gradients = [torch.autograd.grad(loss, self.shared, retain_graph=True, allow_unused=True)[0] for loss in losses]
         if gradients[1] is None:
