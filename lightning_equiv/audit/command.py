@@ -18,7 +18,6 @@ from lightning_equiv.audit.report import EquivarianceReport
 from lightning_equiv.audit.run import audit
 from lightning_equiv.layers.choose import Layers
 from lightning_equiv.symmetry.symmetry import Symmetry
-from lightning_equiv.symmetry.tree import Places
 
 DESCRIPTION = (
     "The report card of a model: how equivariant it is, where it breaks, what that costs. "
@@ -73,7 +72,7 @@ def report_card(
     data: L.LightningDataModule | None = None,
     batch: str | None = None,
     symmetry: Symmetry | None = None,
-    labels: Places | None = None,
+    labels: dict[str, Any] | str | int | list[str | int] | None = None,
     layers: Layers | None = None,
     draws: int = 64,
     num_inputs: int = 256,

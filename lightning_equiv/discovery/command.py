@@ -10,7 +10,6 @@ import lightning as L
 from lightning_equiv.discovery.result import SymmetryReport
 from lightning_equiv.discovery.run import symmetry_report
 from lightning_equiv.symmetry.symmetry import Symmetry
-from lightning_equiv.symmetry.tree import Places
 
 DESCRIPTION = (
     "Which symmetry the data have, and where it is broken: in the inputs or in the labels. "
@@ -49,7 +48,7 @@ def discovered(
     data: L.LightningDataModule,
     symmetry: Symmetry,
     candidates: list[str] | None = None,
-    labels: Places | None = None,
+    labels: dict[str, Any] | str | int | list[str | int] | None = None,
     witness: str = "features",
     draws: int = 999,
     level: float = 0.01,
