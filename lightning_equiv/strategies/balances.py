@@ -70,8 +70,8 @@ class DualBalance(Balance):
         log beta <- log beta + rate clip( log( e_s / tolerance ), -1, 1 )
 
     No gradient goes through |f(x)|^2: a network would make e small by a large constant that no element moves and that
-    the task does not see, such as one added to all logits. A small f would then be drawn to 0 by a force that grows as
-    it shrinks; hence s / s_max.
+    the task does not see, such as one added to all logits. Without s / s_max a small f would then be drawn to 0 by a
+    force that grows as it shrinks.
 
     beta >= 0 is the multiplier of the constraint, in units of the task loss. It ascends in its logarithm, so that one
     rate serves task losses of any size: beta may need to be a millionth or a hundred of them. It starts where the
@@ -98,8 +98,9 @@ class DualBalance(Balance):
     def update(self, losses: Tensor, size: Tensor | None = None) -> None:
         """One step of dual ascent."""
         dtype = element_dtype(losses.device)
-        seen = torch.stack([*losses.unbind(), losses.new_ones(()) if size is None else size.to(losses)])
-        task, error, size = mean_over_ranks(seen.detach().to(dtype)).unbind()  # error: e^2 / tolerance^2
+        size = torch.ones_like(losses[0]) if size is None else size
+        seen = torch.stack([x.detach().to(losses.device, dtype) for x in (*losses, size)])
+        task, error, size = mean_over_ranks(seen).unbind()  # error: e^2 / tolerance^2
         values = self.values.to(losses.device, dtype)
         square, scale, log_beta, steps, smooth, s, s_max = values.unbind()
         finite = torch.isfinite(task) & torch.isfinite(error) & torch.isfinite(size)
