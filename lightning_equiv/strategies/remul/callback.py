@@ -172,10 +172,10 @@ class REMUL(SymmetryCallback):
         weights = {f"weight[{k!r}]": w for k, w in weight.items()} if isinstance(weight, dict) else {"weight": weight}
         for key, value in (*weights.items(), ("gradnorm_gamma", gradnorm_gamma), ("gradnorm_lr", gradnorm_lr)):
             check_number(key, value, least=0)
-        if balance == "dual" and (target is not None or loss != "mse" or weight != 1.0 or detach_target):
+        if balance == "dual" and (target is not None or loss != "mse" or weight != 1.0):
             raise ValueError(
                 "balance='dual' holds the relative distance of f(g x) from g f(x) to a tolerance: expected it without "
-                "target, loss, weight and detach_target, which say what else is compared and how it is weighed"
+                "target, loss and weight, which say what else is compared and how it is weighed"
             )
         self.symmetry, self.network, self.weight, self.balance = as_symmetry(symmetry), network, weight, balance
         self.tolerance, self.max_weight, self.fraction, self.every = tolerance, max_weight, fraction, every
