@@ -13,11 +13,11 @@ from torch import nn
 from lightning_equiv.layers.families import FAMILIES
 from lightning_equiv.layers.hidden_parameters import CONTAINER
 from lightning_equiv.layers.layer import Block, Layer, LayerFamily
-from lightning_equiv.representations.representation import RepresentationLike, as_representation
+from lightning_equiv.representations.representation import as_representation
 
 Chooser = str | type | Callable[[str, nn.Module], bool]
 # Callables stand last: jsonargparse takes anything for one when it writes a configuration
-Layers = Mapping[str, tuple[RepresentationLike, RepresentationLike] | LayerFamily] | Sequence[Chooser] | Chooser
+Layers = Mapping[str, tuple[Any, Any] | LayerFamily] | Sequence[Chooser] | Chooser
 
 
 def find_layers(module: nn.Module, layers: Layers, families: Sequence[LayerFamily] = ()) -> list[Layer]:
